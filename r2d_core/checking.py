@@ -1,0 +1,72 @@
+"""The two questions every reader of outside input asks: is the name known, does the value fit?"""
+
+from __future__ import annotations
+
+import difflib
+import reprlib
+import types
+from collections.abc import Iterable
+from typing import Any, Literal, Union, get_args, get_origin
+
+
+def unknown(what: str, name: object, known: Iterable[str]) -> str:
+    """One line for a name nobody declared: ``unknown method 'r2', did you mean 'r2d'? known: …``.
+
+    ``what`` says what kind of name it is ("method", "field", …); the caller raises.
+    """
+    names = list(known)
+    close = difflib.get_close_matches(str(name), names, n=1)
+    hint = f", did you mean {close[0]!r}?" if close else ";"
+    return f"unknown {what} {reprlib.repr(name)}{hint} known: {', '.join(names) or 'none'}"
+
+
+def mismatch(value: object, annotation: Any) -> str | None:
+    """None when ``value`` fits ``annotation``, else "expected list[int], got 'three' (str)".
+
+    Knows what dataclass fields and notebook parameters are annotated with: str, int, float, bool,
+    None, Any, Literal, ``X | None`` and list[...] or dict[...] of those. A bool is not an int; an
+    int is a float. Raises TypeError for any other annotation: that is a bug in our source, not bad
+    input.
+    """
+    if _fits(value, annotation):
+        return None
+    return f"expected {show(annotation)}, got {reprlib.repr(value)} ({type(value).__name__})"
+
+
+def show(annotation: Any) -> str:
+    """The annotation as one writes it: ``list[int]``, ``str | None``, ``one of 'a', 'b'``."""
+    if annotation is None or annotation is type(None):
+        return "None"
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return "one of " + ", ".join(map(repr, inner))
+    if origin in (Union, types.UnionType):
+        return " | ".join(map(show, inner))
+    if inner:
+        return f"{origin.__name__}[{', '.join(map(show, inner))}]"
+    return str(getattr(annotation, "__name__", annotation))
+
+
+def _fits(value: object, annotation: Any) -> bool:
+    if annotation is Any:
+        return True
+    if annotation is None or annotation is type(None):
+        return value is None
+    if annotation is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if annotation is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if annotation in (str, bool, list, dict):
+        return isinstance(value, annotation)
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return any(type(value) is type(choice) and value == choice for choice in inner)
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, choice) for choice in inner)
+    if origin is list:
+        return isinstance(value, list) and all(_fits(item, inner[0]) for item in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(
+            _fits(key, inner[0]) and _fits(item, inner[1]) for key, item in value.items()
+        )
+    raise TypeError(f"checking does not know the annotation {annotation!r}")
