@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -59,12 +60,13 @@ def test_lone_surrogate_leaves_valid_utf8_and_other_text_readable(tmp_path: Path
 
 
 def test_every_record_class_round_trips_through_its_named_reader(tmp_path: Path) -> None:
-    for reader, row in [
+    pairs: list[tuple[Any, Any]] = [
         (read_behaviors, Behavior("a", "p", "benign", "c", "s", "e", {"k": 1})),
         (read_test_cases, TestCase("a", "prefill_lead", "p", "Sure,", "sys", 3, {})),
         (read_completions, Completion("a", "direct", "p", "t", "pre", 3, 4, "length")),
         (read_verdicts, Verdict("a", "direct", "toy", "harmful", "harmful", "refused")),
-    ]:
+    ]
+    for reader, row in pairs:
         write_jsonl(tmp_path / "rows.jsonl", [row])
         assert reader(tmp_path / "rows.jsonl") == [row]
 
