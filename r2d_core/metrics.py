@@ -1,0 +1,201 @@
+"""Rates with intervals, paired tests, agreement: the statistics behind every table.
+
+With a hundred prompts an attack success rate of 4% has the interval [1.6, 9.8]. No rate is shown
+without its interval, and no two methods are compared without a paired test.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+from scipy.stats import norm
+from statsmodels.stats.contingency_tables import mcnemar as _mcnemar
+from statsmodels.stats.inter_rater import cohens_kappa
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportion_confint
+
+from r2d_core.errors import InputError
+
+
+def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a proportion (Wilson 1927), within [0, 1]; (0, 1) when n is 0.
+
+    Raises InputError unless 0 ≤ successes ≤ n and 0 < confidence < 1.
+    """
+    if not 0 <= successes <= n:
+        raise InputError(f"expected 0 ≤ successes ≤ n, got successes={successes}, n={n}")
+    if not 0 < confidence < 1:
+        raise InputError(f"expected a confidence between 0 and 1, such as 0.95, got {confidence}")
+    if n == 0:
+        return 0.0, 1.0
+    low, high = proportion_confint(successes, n, alpha=1 - confidence, method="wilson")
+    return max(0.0, float(low)), min(1.0, float(high))
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A proportion and its Wilson interval; of nothing (n = 0) it is nan within [0, 1].
+
+    ``str`` gives percents: "12.0% [7.0, 19.8] (12/100)".
+    """
+
+    successes: int
+    n: int
+    confidence: float = 0.95
+    rate: float = field(init=False)
+    low: float = field(init=False)
+    high: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        low, high = wilson_interval(self.successes, self.n, self.confidence)
+        object.__setattr__(self, "rate", self.successes / self.n if self.n else math.nan)
+        object.__setattr__(self, "low", low)
+        object.__setattr__(self, "high", high)
+
+    def __str__(self) -> str:
+        if self.n == 0:
+            return "– (0/0)"
+        return (
+            f"{100 * self.rate:.1f}% [{100 * self.low:.1f}, {100 * self.high:.1f}] "
+            f"({self.successes}/{self.n})"
+        )
+
+
+def attack_success_rate(labels: Iterable[str], success: str = "harmful") -> Rate:
+    """The share of judged responses that carry the label of a successful attack."""
+    if isinstance(labels, str):
+        raise InputError(f"expected a sequence of labels, got the one string {labels!r}")
+    found = list(labels)
+    if wrong := [label for label in found if not isinstance(label, str)]:
+        raise InputError(f"every label must be a string, got {wrong[0]!r}; judge every response")
+    return Rate(sum(label == success for label in found), len(found))
+
+
+@dataclass(frozen=True)
+class PairedTest:
+    """McNemar's test: how often each outcome happened, pair by pair, and the two-sided p-value."""
+
+    both: int
+    only_a: int
+    only_b: int
+    neither: int
+    p_value: float
+
+
+def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> PairedTest:
+    """Do two methods differ on the same items? ``a[i]`` and ``b[i]`` are outcomes of item i.
+
+    The exact binomial form of McNemar's test, on the pairs that differ: it holds for any number of
+    them. p is 1 when none differs. Raises InputError for unequal lengths or values other than
+    true and false (0 and 1 count).
+    """
+    _same_length(a, b)
+    for outcome in (*a, *b):
+        if outcome not in (0, 1):
+            raise InputError(f"every outcome must be true or false, got {outcome!r}")
+    counts = np.zeros((2, 2), dtype=int)
+    for first, second in zip(a, b, strict=True):
+        counts[int(first), int(second)] += 1
+    (neither, only_b), (only_a, both) = counts.tolist()
+    return PairedTest(both, only_a, only_b, neither, float(_mcnemar(counts, exact=True).pvalue))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values corrected for testing many at once (Holm 1979), in the order given."""
+    for p in p_values:
+        if not 0 <= p <= 1:
+            raise InputError(f"a p-value lies between 0 and 1, got {p}")
+    if not len(p_values):
+        return []
+    return [float(p) for p in multipletests(p_values, method="holm")[1]]
+
+
+@dataclass(frozen=True)
+class Kappa:
+    """Cohen's kappa with its 95% interval, the plain share of agreement, and the number of items.
+
+    Where chance alone agrees always (each rater gave all items one same label) or there is no item,
+    kappa is nan within [-1, 1].
+    """
+
+    kappa: float
+    low: float
+    high: float
+    agreement: float
+    n: int
+
+
+def cohen_kappa(a: Sequence[Hashable], b: Sequence[Hashable]) -> Kappa:
+    """Agreement of two judges beyond chance (Cohen 1960), interval from the asymptotic error.
+
+    ``a[i]`` and ``b[i]`` are the labels of item i. Raises InputError for unequal lengths.
+    """
+    _same_length(a, b)
+    place = {label: index for index, label in enumerate(dict.fromkeys([*a, *b]))}
+    if len(place) < 2:
+        return Kappa(math.nan, -1.0, 1.0, 1.0 if len(a) else math.nan, len(a))
+    counts = np.zeros((len(place), len(place)))
+    for first, second in zip(a, b, strict=True):
+        counts[place[first], place[second]] += 1
+    with np.errstate(divide="ignore", invalid="ignore"):  # a z-test, unused here, divides by 0
+        found = cohens_kappa(counts)
+    # Where the error is nought, rounding may leave its square a hair below.
+    margin = float(norm.ppf(0.975)) * math.sqrt(max(0.0, found.var_kappa))
+    return Kappa(
+        kappa=float(found.kappa),
+        low=max(-1.0, float(found.kappa) - margin),
+        high=min(1.0, float(found.kappa) + margin),
+        agreement=float(np.trace(counts) / len(a)),
+        n=len(a),
+    )
+
+
+def count_labels(
+    rows: pd.DataFrame, keys: Sequence[str], labels: Sequence[str], column: str = "label"
+) -> pd.DataFrame:
+    """How often each label occurs: one row a combination of ``keys``, sorted by them.
+
+    Columns: the keys, ``n``, then one count (int) for each of ``labels``, zeros included. Raises
+    InputError for a column that is not there and for a label that is not among ``labels``.
+    """
+    _need_columns(rows, [*keys, column])
+    if strange := sorted(set(map(repr, rows[column])) - set(map(repr, labels))):
+        raise InputError(f"unknown label {strange[0]}; expected one of {', '.join(labels)}")
+    hits = pd.DataFrame({label: (rows[column] == label).astype(int) for label in labels})
+    hits.insert(0, "n", 1)
+    table = pd.concat([rows[list(keys)], hits], axis=1)
+    return table.groupby(list(keys), sort=True, dropna=False).sum().reset_index()
+
+
+def rate_table(counts: pd.DataFrame, keys: Sequence[str], label: str) -> pd.DataFrame:
+    """The rate of one label with its interval, from a table of counts (`count_labels`).
+
+    Counts are summed over every column that is not among ``keys``. Columns: the keys, ``n``,
+    ``rate``, ``low``, ``high`` (shares, not percents). Summed over seeds, the interval is that of
+    the items: show the spread between seeds beside it.
+    """
+    _need_columns(counts, [*keys, "n", label])
+    summed = counts.groupby(list(keys), sort=True, dropna=False)[["n", label]].sum().reset_index()
+    rates = [Rate(int(hits), int(n)) for hits, n in zip(summed[label], summed["n"], strict=True)]
+    return summed[[*keys, "n"]].assign(
+        rate=[each.rate for each in rates],
+        low=[each.low for each in rates],
+        high=[each.high for each in rates],
+    )
+
+
+def _same_length(a: Sequence[object], b: Sequence[object]) -> None:
+    if len(a) != len(b):
+        raise InputError(
+            f"expected two sequences of one length, paired item by item, got {len(a)} and {len(b)}"
+        )
+
+
+def _need_columns(table: pd.DataFrame, columns: Iterable[str]) -> None:
+    if missing := [name for name in columns if name not in table.columns]:
+        there = ", ".join(map(str, table.columns))
+        raise InputError(f"the table lacks the column {missing[0]!r}; it has {there}")
