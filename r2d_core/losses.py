@@ -1,0 +1,235 @@
+"""The one public loss: next-token cross-entropy and the pivot contrast, from hidden states.
+
+The authors of R2D call the contrast CPO; here it is the pivot loss, because elsewhere CPO means
+contrastive *preference* optimization.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from r2d_core.checking import mismatch, unknown
+from r2d_core.errors import InputError
+from r2d_core.kernels import KERNELS
+from r2d_core.kernels.reference import IGNORED
+
+if TYPE_CHECKING:
+    from r2d_core.pivots import PivotIds
+
+Contrast = Literal["paper", "all"]
+WeightGrad = Literal["full", "rows", "none"]
+Impl = Literal["auto", "reference", "chunked"]
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float64)
+
+
+@dataclass(frozen=True)
+class R2DLoss:
+    """One call's loss. Only ``total`` carries gradients; vectors are (safe, unsafe, rethink).
+
+    total           scalar, what to minimise
+    cross_entropy   scalar, plain mean over the targets, whatever ``pivot_ce_weight`` is
+    pivot           scalar, the contrast before ``pivot_weight``
+    pivot_by_class  [3], its parts
+    n_items         valid targets in this call (int64), which need not be the denominator
+    counts          [3] int64, targets of each class in this call
+    correct         [3] int64, of those: the right pivot's logit exceeds the two other pivots'
+    greedy          [3] int64, of those: and no other token's logit is higher
+    """
+
+    total: Tensor
+    cross_entropy: Tensor
+    pivot: Tensor
+    pivot_by_class: Tensor
+    n_items: Tensor
+    counts: Tensor
+    correct: Tensor
+    greedy: Tensor
+
+    @property
+    def pivot_accuracy(self) -> Tensor:
+        """[3]: share of each class's targets that is ``correct``; nan for a class not present."""
+        return self.correct / self.counts
+
+
+def r2d_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    pivots: PivotIds | None,
+    *,
+    pivot_weight: float = 1.0,
+    contrast: Contrast = "paper",
+    pivot_ce_weight: float = 1.0,
+    n_items: int | Tensor | None = None,
+    class_counts: Sequence[int] | Tensor | None = None,
+    weight_grad: WeightGrad = "full",
+    rows: Tensor | None = None,
+    impl: Impl = "auto",
+) -> R2DLoss:
+    """Cross-entropy of every target plus the contrast between pivots.
+
+    hidden [N, H] and weight [V, H] (the output layer, without bias) share a dtype: float32,
+    bfloat16 or float64; under autocast both are cast to its dtype. targets [N] (int64) are already
+    shifted: hidden[i] predicts targets[i]; -100 is ignored. With z = hidden @ weight.T:
+
+    cross-entropy  sum of -log softmax(z_i)[y_i] / n_items. ``pivot_ce_weight`` multiplies the terms
+                   whose target is a pivot and leaves the denominator: the control "is it the
+                   contrast, or only the weight?"
+    contrast       "paper" (arXiv 2502.12970, equation 4): -log sigmoid(z_safe - z_unsafe) where the
+                   target is [SAFE], -log sigmoid(z_unsafe - z_safe) where it is [UNSAFE], averaged
+                   over each class and added; [RETHINK] takes part in the cross-entropy only.
+                   "all": -log of the softmax over the three pivots' logits, averaged over each of
+                   the three classes and added.
+    total          cross-entropy + pivot_weight * contrast.
+
+    ``pivots`` None means that there are none: plain cross-entropy. ``n_items`` and ``class_counts``
+    (safe, unsafe, rethink) are the denominators where the loss is accumulated over several calls:
+    counted over the whole accumulation window and all ranks, so that the calls' totals add up to
+    the loss of the window. Default: counted here. A denominator of 0 gives a term of 0.
+
+    weight_grad "full"; "none", weight is frozen; "rows", only ``rows`` (ids) of it are trained:
+    the gradient is zero elsewhere and a third of the work is saved.
+
+    impl "reference" is the definition; "chunked" never holds the logits and makes the gradients in
+    the forward pass (no second derivatives); "auto" picks the fastest.
+
+    Raises InputError for wrong shapes, dtypes, ids and names.
+    """
+    for name, value, annotation in (
+        ("pivot_weight", pivot_weight, float),
+        ("pivot_ce_weight", pivot_ce_weight, float),
+        ("contrast", contrast, Contrast),
+        ("weight_grad", weight_grad, WeightGrad),
+    ):
+        if problem := mismatch(value, annotation):
+            raise InputError(f"{name}: {problem}")
+    if impl not in get_args(Impl):
+        raise InputError(unknown("impl", impl, get_args(Impl)))
+    kernel = KERNELS["chunked" if impl == "auto" else impl]
+
+    device = hidden.device.type if isinstance(hidden, Tensor) else "cpu"
+    if torch.is_autocast_enabled(device):
+        hidden, weight = (each.to(torch.get_autocast_dtype(device)) for each in (hidden, weight))
+    _check_tensors(hidden, weight, targets)
+    vocabulary = weight.shape[0]
+    ids = None if pivots is None else _pivot_ids(pivots, vocabulary)
+    rows = _check_rows(rows, weight_grad, weight)
+
+    valid = (targets != IGNORED).sum()
+    if ids is None:
+        counts = torch.zeros(3, dtype=torch.int64, device=targets.device)
+    else:
+        counts = torch.stack([(targets == each).sum() for each in ids])
+
+    with torch.autocast(device, enabled=False):
+        result = kernel(
+            hidden,
+            weight,
+            targets,
+            ids,
+            pivot_weight=pivot_weight,
+            contrast=contrast,
+            pivot_ce_weight=pivot_ce_weight,
+            n_items=_denominator("n_items", n_items, valid),
+            class_counts=_denominator("class_counts", class_counts, counts),
+            weight_grad=weight_grad,
+            rows=rows,
+        )
+    return R2DLoss(
+        total=result.total,
+        cross_entropy=result.cross_entropy,
+        pivot=result.pivot_by_class.sum(),
+        pivot_by_class=result.pivot_by_class,
+        n_items=valid,
+        counts=counts,
+        correct=result.correct,
+        greedy=result.greedy,
+    )
+
+
+def _check_tensors(hidden: Tensor, weight: Tensor, targets: Tensor) -> None:
+    for name, tensor in (("hidden", hidden), ("weight", weight), ("targets", targets)):
+        if not isinstance(tensor, Tensor):
+            raise InputError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+    if hidden.dim() != 2:
+        raise InputError(f"hidden: expected shape [N, H], got {list(hidden.shape)}; flatten it")
+    if weight.dim() != 2 or weight.shape[1] != hidden.shape[1] or weight.shape[0] == 0:
+        raise InputError(
+            f"weight: expected shape [V, {hidden.shape[1]}] to go with hidden "
+            f"{list(hidden.shape)}, got {list(weight.shape)}"
+        )
+    if hidden.dtype not in DTYPES:
+        raise InputError(f"hidden: expected float32, bfloat16 or float64, got {hidden.dtype}")
+    if weight.dtype != hidden.dtype:
+        raise InputError(f"weight: expected {hidden.dtype} like hidden, got {weight.dtype}")
+    if targets.shape != hidden.shape[:1]:
+        raise InputError(
+            f"targets: expected shape [{hidden.shape[0]}], one a row of hidden, "
+            f"got {list(targets.shape)}"
+        )
+    if targets.dtype != torch.int64:
+        raise InputError(f"targets: expected torch.int64, got {targets.dtype}")
+    for name, tensor in (("weight", weight), ("targets", targets)):
+        if tensor.device != hidden.device:
+            raise InputError(f"{name}: expected on {hidden.device} like hidden, is {tensor.device}")
+    vocabulary = weight.shape[0]
+    wrong = ((targets < 0) & (targets != IGNORED)) | (targets >= vocabulary)
+    if wrong.any():
+        raise InputError(
+            f"targets: expected ids from 0 to {vocabulary - 1} (the rows of weight) or {IGNORED}, "
+            f"got {targets[wrong][0].item()} at position {wrong.nonzero()[0].item()}"
+        )
+
+
+def _pivot_ids(pivots: PivotIds, vocabulary: int) -> tuple[int, int, int]:
+    ids = (pivots.safe, pivots.unsafe, pivots.rethink)
+    if len(set(ids)) < 3 or not all(
+        isinstance(each, int) and 0 <= each < vocabulary for each in ids
+    ):
+        raise InputError(
+            f"pivots: expected three different ids from 0 to {vocabulary - 1} (the rows of "
+            f"weight), got safe={ids[0]}, unsafe={ids[1]}, rethink={ids[2]}; "
+            "was the vocabulary expanded?"
+        )
+    return ids
+
+
+def _check_rows(rows: Tensor | None, weight_grad: str, weight: Tensor) -> Tensor | None:
+    if (rows is None) != (weight_grad != "rows"):
+        raise InputError(
+            "rows: expected with weight_grad='rows' and only then, "
+            f"got rows={'None' if rows is None else 'ids'} with weight_grad={weight_grad!r}"
+        )
+    if rows is None:
+        return None
+    if not isinstance(rows, Tensor) or rows.dim() != 1 or rows.dtype != torch.int64:
+        raise InputError("rows: expected a 1-d int64 tensor of token ids")
+    wrong = (rows < 0) | (rows >= weight.shape[0])
+    if wrong.any() or len(rows.unique()) < len(rows):
+        raise InputError(
+            f"rows: expected different ids from 0 to {weight.shape[0] - 1}, got {rows.tolist()}"
+        )
+    return rows.to(weight.device)
+
+
+def _denominator(name: str, given: int | Sequence[int] | Tensor | None, counted: Tensor) -> Tensor:
+    """At least 1 everywhere: a term without targets is 0 / 1. Tensors are not read: no GPU sync."""
+    if given is None:
+        return counted.clamp(min=1)
+    if not isinstance(given, Tensor):
+        numbers = given if isinstance(given, Sequence) else [given]
+        if any(mismatch(each, float) or each < 0 for each in numbers):
+            raise InputError(f"{name}: expected counts of 0 or more, got {given!r}")
+        given = torch.tensor(given)
+    if given.shape != counted.shape:
+        raise InputError(
+            f"{name}: expected {'one count' if counted.dim() == 0 else 'three counts'}, "
+            f"got shape {list(given.shape)}"
+        )
+    return given.to(counted.device).clamp(min=1)

@@ -1,0 +1,365 @@
+"""The loss against an independent float64 definition, written out token by token."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from r2d_core.errors import InputError
+from r2d_core.kernels import chunked_loss
+from r2d_core.losses import r2d_loss
+
+PIVOTS = SimpleNamespace(safe=3, unsafe=1, rethink=5)
+IDS = (3, 1, 5)
+IMPLS = ["reference", "chunked"]
+
+
+def naive(hidden, weight, targets, *, pivot_weight=1.0, contrast="paper", pivot_ce_weight=1.0):
+    """Total, in the dtype given, one term at a time; shares no code with the package."""
+    logits = hidden @ weight.T
+    items = [i for i in range(len(targets)) if targets[i] != -100]
+    total = logits.sum() * 0
+    for i in items:
+        y = int(targets[i])
+        factor = pivot_ce_weight if y in IDS else 1.0
+        total = total - factor * (logits[i, y] - logits[i].logsumexp(0)) / len(items)
+    for c, y in enumerate(IDS):
+        places = [i for i in items if targets[i] == y]
+        if contrast == "paper" and c == 2:
+            continue
+        rivals = [IDS[1 - c]] if contrast == "paper" else [each for each in IDS if each != y]
+        for i in places:
+            odds = sum((logits[i, rival] - logits[i, y]).exp() for rival in rivals)
+            total = total + pivot_weight * torch.log1p(odds) / len(places)
+    return total
+
+
+def problem(n=13, h=7, v=11, seed=0, dtype=torch.float64, ignored=0.3):
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(n, h, generator=generator, dtype=torch.float64).to(dtype)
+    weight = torch.randn(v, h, generator=generator, dtype=torch.float64).to(dtype)
+    targets = torch.randint(v, (n,), generator=generator)
+    targets[torch.rand(n, generator=generator) < ignored] = -100
+    return hidden.requires_grad_(), weight.requires_grad_(), targets
+
+
+def gradients(value, *inputs):
+    grads = torch.autograd.grad(value, inputs, allow_unused=True)
+    return [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, grads, strict=True)]
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@settings(deadline=None, max_examples=60)
+@given(
+    n=st.integers(0, 17),
+    h=st.integers(1, 9),
+    v=st.integers(6, 23),
+    seed=st.integers(0, 10**6),
+    ignored=st.sampled_from([0.0, 0.4, 0.9, 1.0]),
+    contrast=st.sampled_from(["paper", "all"]),
+    pivot_weight=st.sampled_from([0.0, 1.0, 2.5]),
+    pivot_ce_weight=st.sampled_from([1.0, 4.0]),
+)
+def test_value_and_gradients_follow_the_definition(
+    impl, n, h, v, seed, ignored, contrast, pivot_weight, pivot_ce_weight
+):
+    hidden, weight, targets = problem(n, h, v, seed, ignored=ignored)
+    options = {
+        "pivot_weight": pivot_weight,
+        "contrast": contrast,
+        "pivot_ce_weight": pivot_ce_weight,
+    }
+    expected = naive(hidden, weight, targets, **options)
+    actual = r2d_loss(hidden, weight, targets, PIVOTS, impl=impl, **options)
+    torch.testing.assert_close(actual.total, expected, rtol=1e-12, atol=1e-12)
+    for got, want in zip(
+        gradients(actual.total, hidden, weight), gradients(expected, hidden, weight), strict=True
+    ):
+        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+    plain = naive(hidden, weight, targets, pivot_weight=0.0)
+    torch.testing.assert_close(actual.cross_entropy, plain.detach(), rtol=1e-12, atol=1e-12)
+    contrast_only = naive(hidden, weight, targets, contrast=contrast) - plain
+    torch.testing.assert_close(actual.pivot, contrast_only.detach(), rtol=1e-12, atol=1e-12)
+    assert actual.pivot_by_class.sum() == actual.pivot
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 3 * 11 * 8, 10**6])
+def test_chunk_size_does_not_matter(monkeypatch, chunk_bytes):
+    monkeypatch.setattr("r2d_core.kernels.chunked.CPU_CHUNK_BYTES", chunk_bytes)
+    hidden, weight, targets = problem(n=40)
+    expected = naive(hidden, weight, targets)
+    actual = r2d_loss(hidden, weight, targets, PIVOTS, impl="chunked")
+    torch.testing.assert_close(actual.total, expected, rtol=1e-12, atol=0)
+    for got, want in zip(
+        gradients(actual.total, hidden, weight), gradients(expected, hidden, weight), strict=True
+    ):
+        torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("contrast", ["paper", "all"])
+@pytest.mark.parametrize("impl", IMPLS)
+def test_gradcheck(impl, contrast):
+    hidden, weight, targets = problem(n=9)
+    targets[:3] = torch.tensor(IDS)
+
+    def total(hidden, weight):
+        return r2d_loss(hidden, weight, targets, PIVOTS, contrast=contrast, impl=impl).total
+
+    assert torch.autograd.gradcheck(total, (hidden, weight))
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_upstream_gradient_and_repeated_backward(impl):
+    hidden, weight, targets = problem()
+    once = gradients(naive(hidden, weight, targets), hidden, weight)
+    total = r2d_loss(hidden, weight, targets, PIVOTS, impl=impl).total
+    for factor in (-2.5, 3.0):
+        grads = torch.autograd.grad(total * factor, (hidden, weight), retain_graph=True)
+        for got, want in zip(grads, once, strict=True):
+            torch.testing.assert_close(got, factor * want, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_two_calls_on_one_weight_add_up(impl):
+    hidden, weight, targets = problem()
+    total = sum(r2d_loss(hidden, weight, targets, PIVOTS, impl=impl).total for _ in range(2))
+    for got, want in zip(
+        gradients(total, hidden, weight),
+        gradients(2 * naive(hidden, weight, targets), hidden, weight),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("contrast", ["paper", "all"])
+@pytest.mark.parametrize("impl", IMPLS)
+def test_calls_of_one_window_add_up_to_the_whole(impl, contrast):
+    hidden, weight, targets = problem(n=60)
+    n_items = int((targets != -100).sum())
+    class_counts = [int((targets == each).sum()) for each in IDS]
+    assert min(class_counts) > 0
+    whole = r2d_loss(hidden, weight, targets, PIVOTS, contrast=contrast, impl=impl)
+    parts = [
+        r2d_loss(
+            hidden[part],
+            weight,
+            targets[part],
+            PIVOTS,
+            contrast=contrast,
+            n_items=torch.tensor(n_items),
+            class_counts=class_counts,
+            impl=impl,
+        )
+        for part in (slice(0, 7), slice(7, 8), slice(8, 60))
+    ]
+    total = sum(part.total for part in parts)
+    torch.testing.assert_close(total, whole.total, rtol=1e-12, atol=0)
+    for got, want in zip(
+        gradients(total, hidden, weight), gradients(whole.total, hidden, weight), strict=True
+    ):
+        torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-13)
+    for name in ("cross_entropy", "pivot", "n_items", "counts", "correct", "greedy"):
+        summed = sum(getattr(part, name) for part in parts)
+        torch.testing.assert_close(summed, getattr(whole, name), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_nothing_to_learn_is_a_connected_zero(impl):
+    hidden, weight, targets = problem(ignored=1.0)
+    loss = r2d_loss(hidden, weight, targets, PIVOTS, impl=impl)
+    assert loss.total == 0 and loss.total.requires_grad and loss.n_items == 0
+    assert all(not grad.any() for grad in torch.autograd.grad(loss.total, (hidden, weight)))
+    assert loss.pivot_accuracy.isnan().all()
+
+
+@pytest.mark.parametrize("class_", [0, 1, 2])
+@pytest.mark.parametrize("impl", IMPLS)
+def test_one_class_alone(impl, class_):
+    hidden, weight, targets = problem()
+    targets.fill_(IDS[class_])
+    loss = r2d_loss(hidden, weight, targets, PIVOTS, impl=impl)
+    torch.testing.assert_close(loss.total, naive(hidden, weight, targets), rtol=1e-12, atol=0)
+    assert loss.counts.tolist() == [13 if c == class_ else 0 for c in range(3)]
+    assert (loss.pivot == 0) == (class_ == 2)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_what_counts_as_right(impl):
+    # One row each: right and highest; right among pivots only; wrong; a tie between pivots.
+    hidden = torch.eye(4, dtype=torch.float64)
+    weight = torch.zeros(7, 4, dtype=torch.float64)
+    weight[3, :] = torch.tensor([5.0, 5.0, 1.0, 5.0])
+    weight[1, :] = torch.tensor([1.0, 1.0, 5.0, 5.0])
+    weight[0, 1] = 9.0
+    targets = torch.tensor([3, 3, 3, 3])
+    loss = r2d_loss(hidden, weight, targets, PIVOTS, impl=impl)
+    assert loss.correct.tolist() == [2, 0, 0]
+    assert loss.greedy.tolist() == [1, 0, 0]
+    assert loss.pivot_accuracy[0] == 0.5 and loss.pivot_accuracy[1:].isnan().all()
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_without_pivots_it_is_cross_entropy(impl):
+    hidden, weight, targets = problem()
+    loss = r2d_loss(hidden, weight, targets, None, impl=impl)
+    expected = torch.nn.functional.cross_entropy(hidden @ weight.T, targets)
+    torch.testing.assert_close(loss.total, expected, rtol=1e-12, atol=0)
+    assert not loss.counts.any() and loss.pivot == 0
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_frozen_weight_and_trained_rows(impl):
+    hidden, weight, targets = problem()
+    d_hidden, d_weight = gradients(naive(hidden, weight, targets), hidden, weight)
+
+    frozen = r2d_loss(hidden, weight, targets, PIVOTS, weight_grad="none", impl=impl).total
+    got_hidden, got_weight = torch.autograd.grad(frozen, (hidden, weight), allow_unused=True)
+    assert got_weight is None
+    torch.testing.assert_close(got_hidden, d_hidden, rtol=1e-12, atol=1e-12)
+
+    rows = torch.tensor([5, 1, 8])
+    some = r2d_loss(hidden, weight, targets, PIVOTS, weight_grad="rows", rows=rows, impl=impl)
+    got_hidden, got_weight = torch.autograd.grad(some.total, (hidden, weight))
+    torch.testing.assert_close(got_hidden, d_hidden, rtol=1e-12, atol=1e-12)
+    expected = torch.zeros_like(d_weight)
+    expected[rows] = d_weight[rows]
+    torch.testing.assert_close(got_weight, expected, rtol=1e-12, atol=1e-12)
+
+    constant = r2d_loss(hidden, weight.detach(), targets, PIVOTS, impl=impl).total
+    torch.testing.assert_close(gradients(constant, hidden)[0], d_hidden, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_no_gradient_wanted(impl):
+    hidden, weight, targets = problem()
+    with torch.no_grad():
+        total = r2d_loss(hidden, weight, targets, PIVOTS, impl=impl).total
+    assert not total.requires_grad
+    torch.testing.assert_close(total, naive(hidden, weight, targets).detach())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("contrast", ["paper", "all"])
+def test_error_is_at_most_one_and_a_half_times_the_plain_loss(dtype, contrast):
+    errors = {impl: [0.0, 0.0] for impl in IMPLS}
+    for seed in range(3):
+        hidden, weight, targets = problem(200, 64, 96, seed, dtype)
+        exact_inputs = [x.detach().double().requires_grad_() for x in (hidden, weight)]
+        exact = gradients(naive(*exact_inputs, targets, contrast=contrast), *exact_inputs)
+        for impl in IMPLS:
+            total = r2d_loss(hidden, weight, targets, PIVOTS, contrast=contrast, impl=impl).total
+            assert total.dtype == torch.float32
+            for k, grad in enumerate(gradients(total, hidden, weight)):
+                assert grad.dtype == dtype
+                errors[impl][k] += float((grad.double() - exact[k]).norm())
+    for plain, ours in zip(errors["reference"], errors["chunked"], strict=True):
+        assert ours <= 1.5 * plain
+
+
+def test_small_margin_survives_bfloat16():
+    """Two nearly equal pivot rows: their difference is far below the logits' rounding."""
+    hidden = torch.full((1, 64), 4.0, dtype=torch.bfloat16, requires_grad=True)
+    weight = torch.ones(6, 64, dtype=torch.bfloat16)
+    weight[3, 0] += 2**-7
+    loss = r2d_loss(hidden, weight, torch.tensor([3]), PIVOTS, impl="chunked")
+    assert loss.pivot.item() == pytest.approx(math.log1p(math.exp(-(2**-5))), rel=1e-5)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_autocast_computes_in_its_dtype_and_returns_gradients_in_theirs(impl):
+    hidden, weight, targets = problem(dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        total = r2d_loss(hidden.bfloat16(), weight, targets, PIVOTS, impl=impl).total
+    expected = r2d_loss(hidden.bfloat16(), weight.bfloat16(), targets, PIVOTS, impl=impl).total
+    assert total == expected
+    assert [grad.dtype for grad in gradients(total, hidden, weight)] == [torch.float32] * 2
+
+
+def test_other_strides_and_input_left_alone():
+    hidden, weight, targets = problem(n=12)
+    column_major = hidden.detach().T.contiguous().T.requires_grad_()
+    assert not column_major.is_contiguous()
+    before = column_major.detach().clone(), weight.detach().clone(), targets.clone()
+    total = r2d_loss(column_major, weight, targets, PIVOTS).total
+    for got, want in zip(
+        gradients(total, column_major, weight),
+        gradients(naive(hidden, weight, targets), hidden, weight),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+    for now, then in zip((column_major, weight, targets), before, strict=True):
+        assert torch.equal(now, then)
+
+
+def test_chunked_never_holds_the_logits():
+    class Largest(torch.utils._python_dispatch.TorchDispatchMode):
+        elements = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            if isinstance(result, torch.Tensor):
+                self.elements = max(self.elements, result.numel())
+            return result
+
+    hidden, weight, targets = problem(n=500, h=2, v=100, dtype=torch.float32)
+    options = {"pivot_weight": 1.0, "contrast": "paper", "pivot_ce_weight": 1.0}
+    with Largest() as largest:
+        chunked_loss(
+            hidden.detach(),
+            weight.detach(),
+            targets,
+            IDS,
+            n_items=torch.tensor(1),
+            class_counts=torch.ones(3),
+            weight_grad="full",
+            rows=None,
+            chunk_bytes=20 * 100 * 4,
+            **options,
+        )
+    assert largest.elements <= 20 * 100
+
+
+ROWS = torch.tensor([1])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden": torch.zeros(2, 3, 4)}, r"hidden: expected shape \[N, H\], got \[2, 3, 4\]"),
+        ({"hidden": torch.zeros(13, 7).half()}, "hidden: expected float32, .* got torch.float16"),
+        ({"hidden": [1.0]}, "hidden: expected a tensor, got list"),
+        ({"weight": torch.zeros(11, 6)}, r"weight: expected shape \[V, 7\] .* got \[11, 6\]"),
+        ({"weight": torch.zeros(11, 7)}, "weight: expected torch.float64 like hidden, got .*32"),
+        ({"targets": torch.zeros(12, dtype=torch.int64)}, r"targets: expected shape \[13\], .*12"),
+        ({"targets": torch.zeros(13)}, "targets: expected torch.int64, got torch.float32"),
+        (
+            {"targets": torch.full((13,), 11)},
+            "targets: expected ids from 0 to 10 .* got 11 at .* 0",
+        ),
+        ({"targets": torch.full((13,), -1)}, "targets: expected ids from 0 to 10 .* got -1"),
+        ({"pivots": SimpleNamespace(safe=3, unsafe=3, rethink=5)}, "pivots: expected three diff"),
+        ({"pivots": SimpleNamespace(safe=3, unsafe=1, rethink=11)}, "pivots: .*rethink=11"),
+        ({"pivot_weight": "1"}, r"pivot_weight: expected float, got '1' \(str\)"),
+        ({"contrast": "both"}, "contrast: expected one of 'paper', 'all', got 'both'"),
+        ({"weight_grad": "some"}, "weight_grad: expected one of"),
+        ({"impl": "chunk"}, "unknown impl 'chunk', did you mean 'chunked'"),
+        ({"impl": "triton"}, "unknown impl 'triton'"),
+        ({"rows": ROWS}, "rows: expected with weight_grad='rows' and only then"),
+        ({"weight_grad": "rows"}, "rows: expected with weight_grad='rows' and only then"),
+        ({"weight_grad": "rows", "rows": ROWS + 10}, "rows: expected different ids from 0 to 10"),
+        ({"weight_grad": "rows", "rows": ROWS.expand(2)}, "rows: expected different ids"),
+        ({"weight_grad": "rows", "rows": [1]}, "rows: expected a 1-d int64 tensor"),
+        ({"n_items": -1}, "n_items: expected counts of 0 or more, got -1"),
+        ({"class_counts": [1, 2]}, r"class_counts: expected three counts, got shape \[2\]"),
+    ],
+)
+def test_bad_input_is_named(change, message):
+    hidden, weight, targets = problem()
+    arguments = {"hidden": hidden, "weight": weight, "targets": targets, "pivots": PIVOTS}
+    with pytest.raises(InputError, match=message):
+        r2d_loss(**(arguments | change))
