@@ -1,0 +1,243 @@
+"""One experiment: a YAML file that says what the batch runner runs.
+
+    name: toy                      # the file's name, and the folder under results/
+    title: The toy world
+    base_seeds: [0, 1, 2]
+    safety_seeds: [0, 1, 2]
+    methods: [vanilla, refusal, r2d]
+    attacks: [direct, wrapper]
+    partition: development         # or report: the items opened only for the reported runs
+    notebooks:                     # other values for parameters of a notebook, where wanted
+      03_cpo_training: {steps: 300}
+
+``python -m r2d_core.experiment experiments/toy.yaml`` checks a file and says what it would run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import re
+import sys
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+import yaml
+
+from r2d_core.checking import mismatch, unknown
+from r2d_core.errors import InputError
+from r2d_core.parameters import check_values, declared_parameters
+
+# Notebook parameters that each run of the grid gets from the keys above, so no override may set.
+SET_BY_THE_GRID = frozenset(
+    {
+        "attacks",
+        "base_seed",
+        "checkpoint",
+        "checkpoints_dir",
+        "experiment_dir",
+        "method",
+        "output_dir",
+        "partition",
+        "seeds",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """The grid of one experiment; every method meets every attack under every pair of seeds.
+
+    ``base_seeds`` make base models, ``safety_seeds`` safety trainings of each; ``notebooks`` maps a
+    notebook's name (without suffix) to parameter values. Raises InputError "key: what was expected"
+    for a wrong type, an empty or repeating list, a seed outside [0, 2³²) and a name that is no
+    plain folder name. Which methods, attacks and notebooks there are, `load_experiment` checks.
+    """
+
+    name: str
+    title: str
+    base_seeds: list[int]
+    safety_seeds: list[int]
+    methods: list[str]
+    attacks: list[str]
+    partition: Literal["development", "report"] = "development"
+    notebooks: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for key, annotation in get_type_hints(type(self)).items():
+            value = getattr(self, key)
+            if problem := mismatch(value, annotation):
+                raise InputError(f"{key}: {problem}")
+            if isinstance(value, list) and not value:
+                raise InputError(f"{key}: the list is empty; name at least one")
+            if isinstance(value, list) and len(set(value)) < len(value):
+                twice = next(item for item in value if value.count(item) > 1)
+                raise InputError(f"{key}: {twice!r} stands twice in the list; keep one")
+        for key in ("base_seeds", "safety_seeds"):
+            for seed in getattr(self, key):
+                if not 0 <= seed < 2**32:
+                    raise InputError(f"{key}: expected seeds from 0 to 2**32 - 1, got {seed}")
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", self.name):
+            raise InputError(
+                f"name: expected letters, digits, '.', '_' or '-' (it names a folder), "
+                f"got {self.name!r}"
+            )
+
+
+def load_experiment(
+    path: str | os.PathLike[str],
+    *,
+    methods: Iterable[str] | None = None,
+    attacks: Iterable[str] | None = None,
+    notebooks_dir: str | os.PathLike[str] | None = None,
+) -> Experiment:
+    """Read an experiment and check all of it before anything runs.
+
+    Known ``methods`` and ``attacks`` default to the toy world's and to the registry of attacks;
+    ``notebooks_dir`` to the folder ``notebooks`` beside the file's own folder. Raises
+    InputError "file: key: what was expected" for anything that does not fit.
+    """
+    path = Path(path)
+    try:
+        experiment = _experiment(_read_yaml(path))
+        if experiment.name != path.stem:
+            # Two files of one name would write into the same results.
+            raise InputError(
+                f"name: expected {path.stem!r}, as the file is called, got {experiment.name!r}"
+            )
+        _check_names("method", experiment.methods, _methods() if methods is None else methods)
+        _check_names("attack", experiment.attacks, _attacks() if attacks is None else attacks)
+        if notebooks_dir is None:
+            notebooks_dir = path.resolve().parent.parent / "notebooks"
+        _check_notebooks(experiment.notebooks, Path(notebooks_dir))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    return experiment
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Check experiment files and print what each would run; 2 on the first that is wrong."""
+    parser = argparse.ArgumentParser(prog="python -m r2d_core.experiment", description=main.__doc__)
+    parser.add_argument("files", nargs="+", metavar="experiments/NAME.yaml")
+    try:
+        for file in parser.parse_args(arguments).files:
+            print(_summary(load_experiment(file)))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _summary(experiment: Experiment) -> str:
+    bases, seeds = len(experiment.base_seeds), len(experiment.safety_seeds)
+    lines = [
+        f"{experiment.name}: {experiment.title} ({experiment.partition} items)",
+        f"  {bases} base x {seeds} safety seeds x {len(experiment.methods)} methods "
+        f"x {len(experiment.attacks)} attacks",
+        f"  base seeds    {', '.join(map(str, experiment.base_seeds))}",
+        f"  safety seeds  {', '.join(map(str, experiment.safety_seeds))}",
+        f"  methods       {', '.join(experiment.methods)}",
+        f"  attacks       {', '.join(experiment.attacks)}",
+    ]
+    for notebook, values in experiment.notebooks.items():
+        given = ", ".join(f"{name}={value!r}" for name, value in values.items())
+        lines.append(f"  {notebook}: {given or 'its defaults'}")
+    return "\n".join(lines)
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain YAML, but a key given twice is refused where PyYAML would keep the last silently."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key, _ in node.value:
+            name = (key.tag, str(key.value))
+            if name in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} stands twice; keep one", key.start_mark
+                )
+            seen.add(name)
+        return super().construct_mapping(node, deep)
+
+
+def _read_yaml(path: Path) -> Any:
+    try:
+        return yaml.load(path.read_bytes(), _Loader)  # a SafeLoader: builds plain values only
+    except (FileNotFoundError, NotADirectoryError):
+        there = sorted(each.name for each in path.parent.glob("*.yaml"))
+        raise InputError(
+            f"no such experiment; in {path.parent} there are: {', '.join(there) or 'none'}"
+        ) from None
+    except IsADirectoryError:
+        raise InputError("is a directory, expected a YAML file") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"line {mark.line + 1}: " if mark else ""
+        said = getattr(error, "problem", None) or str(error)
+        raise InputError(f"{place}not valid YAML: {' '.join(said.split())}") from None
+
+
+def _experiment(content: Any) -> Experiment:
+    keys = {each.name: each for each in dataclasses.fields(Experiment)}
+    if not isinstance(content, dict):
+        raise InputError(
+            f"expected a mapping with the keys {', '.join(keys)}, got {type(content).__name__}"
+        )
+    for key in content:
+        if key not in keys:
+            raise InputError(unknown("key", key, keys))
+    for key, each in keys.items():
+        optional = (
+            each.default is not dataclasses.MISSING
+            or each.default_factory is not dataclasses.MISSING
+        )
+        if key not in content and not optional:
+            raise InputError(f"the key {key!r} is missing; add it")
+    return Experiment(**content)
+
+
+def _check_names(what: str, names: Sequence[str], known: Iterable[str]) -> None:
+    known = list(known)
+    for name in names:
+        if name not in known:
+            raise InputError(f"{what}s: {unknown(what, name, known)}")
+
+
+def _check_notebooks(overrides: dict[str, dict[str, Any]], folder: Path) -> None:
+    there = {file.stem: file for file in sorted(folder.glob("*.ipynb"))}
+    if overrides and not there:
+        raise InputError(f"notebooks: found none in {folder} to hold the values against")
+    for notebook, values in overrides.items():
+        if notebook not in there:
+            raise InputError(f"notebooks: {unknown('notebook', notebook, there)}")
+        for name in values:
+            if name in SET_BY_THE_GRID:
+                raise InputError(
+                    f"notebooks: {notebook}: {name!r} is set by the grid, from the keys above; "
+                    "take it out"
+                )
+        try:
+            check_values(values, declared_parameters(there[notebook]))
+        except InputError as error:
+            raise InputError(f"notebooks: {notebook}: {error}") from None
+
+
+# Imported where they are needed: both bring in torch, and a caller with names of its own (a real
+# model's experiment, a test) has no use for them.
+def _methods() -> Iterable[str]:
+    from r2d_core.toy.arms import METHODS
+
+    return METHODS
+
+
+def _attacks() -> Iterable[str]:
+    from r2d_core.attacks import ATTACKS
+
+    return ATTACKS
+
+
+if __name__ == "__main__":
+    sys.exit(main())
