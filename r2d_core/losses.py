@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -16,10 +16,8 @@ from torch import Tensor
 from r2d_core.checking import mismatch, unknown
 from r2d_core.errors import InputError
 from r2d_core.kernels import KERNELS
-from r2d_core.kernels.reference import IGNORED
-
-if TYPE_CHECKING:
-    from r2d_core.pivots import PivotIds
+from r2d_core.pivots import PivotIds
+from r2d_core.tokenization import IGNORED
 
 Contrast = Literal["paper", "all"]
 WeightGrad = Literal["full", "rows", "none"]

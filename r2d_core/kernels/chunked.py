@@ -3,7 +3,7 @@
 Rows without a target are dropped first. The logits of as many rows as fit a byte budget are made,
 turned in place into their gradient, multiplied into the gradients of hidden states and weight, and
 forgotten; the backward pass only scales what the forward pass has made. Sums are kept in float32
-(float64 for float64 input). The contrast needs three logits of few rows: they are made apart, in
+(float64 for float64 input). The contrast needs three logits of few rows: it is made apart, in
 float64, so that a small margin z_safe - z_unsafe does not drown in the rounding of the logits.
 """
 
@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from r2d_core.kernels.reference import IGNORED, KernelResult
+from r2d_core.kernels.reference import KernelResult
+from r2d_core.tokenization import IGNORED
 
 # Logits held at one time: on a CPU not much more than its caches, on a GPU enough to keep the
 # matrix products busy.
@@ -181,18 +182,17 @@ def _contrast(
     """
     logits = hidden.double() @ weight.double().T
     target = pivot_class[:, None]
-    # Everything follows from the rivals' log odds against the right pivot; nothing is subtracted
-    # from 1, so a small probability of the wrong pivot keeps its digits.
-    odds = (logits - logits.gather(1, target)).to(class_counts.dtype)
-    odds.scatter_(1, target, -torch.inf)
+    odds = (logits - logits.gather(1, target)).scatter_(1, target, -torch.inf)
     right = odds.amax(dim=1) < 0
 
-    average = 1 / class_counts[pivot_class]
+    counts = class_counts.double()
+    average = 1 / counts[pivot_class]
     if contrast == "paper":
         odds[:, 2] = -torch.inf
         average = torch.where(pivot_class == 2, 0, average)
     nll = torch.logaddexp(odds.logsumexp(dim=1), torch.zeros_like(average))
-    by_class = torch.zeros_like(class_counts).index_add_(0, pivot_class, nll * average)
+    by_class = torch.zeros_like(counts).index_add_(0, pivot_class, nll * average)
     rivals = (odds - nll[:, None]).exp()
     gradient = rivals.scatter(1, target, -rivals.sum(dim=1, keepdim=True))
-    return by_class, pivot_weight * average[:, None] * gradient, right
+    gradient *= pivot_weight * average[:, None]
+    return by_class.to(class_counts.dtype), gradient.to(class_counts.dtype), right

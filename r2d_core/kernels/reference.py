@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-IGNORED = -100
+from r2d_core.tokenization import IGNORED
 
 
 class KernelResult(NamedTuple):
