@@ -1,0 +1,160 @@
+"""Figures: what is drawn, that it can stand among others in a page, that names stay names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from xml.etree import ElementTree
+
+import pandas as pd
+import pytest
+
+from r2d_core import plots
+from r2d_core.errors import InputError
+
+HOSTILE = '<script>alert("x")</script> $\\frac{a}{b}$ & \x1b[31m'
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def table(methods=("refusal", "r2d"), attacks=("direct", "wrapper")) -> pd.DataFrame:
+    rows = []
+    for base_seed, seed in ((0, 0), (0, 1), (1, 0)):
+        for method in methods:
+            for at, attack in enumerate(attacks):
+                harmful = 4 * at + seed
+                rows.append(
+                    {
+                        "method": method, "base_seed": base_seed, "seed": seed, "attack": attack,
+                        "split": "test", "scope": "whole", "n": 40, "harmful": harmful,
+                        "refused": 30 - harmful, "correct": 4, "garbled": 6,
+                    }
+                )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def log() -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "step": [0, 10, 20] * 2,
+            "method": ["r2d"] * 3 + ["r2d_no_cpo"] * 3,
+            "seed": [0] * 6,
+            "cross_entropy": [3.0, 1.0, 0.5] * 2,
+            "pivot_accuracy_safe": [0.1, 0.9, 1.0] * 2,
+            "pivot_accuracy_unsafe": [0.2, 0.8, None] * 2,
+        }
+    )
+
+
+def paper() -> pd.DataFrame:
+    rows = [
+        ("Llama", "PAIR", "Vanilla", 52),
+        ("Llama", "PAIR", "R2D", 1),
+        ("Qwen", "GCG", "R2D", 0),
+    ]
+    return pd.DataFrame(rows, columns=["model", "task", "method", "value"])
+
+
+FIGURES: dict[str, Callable[[str], plots.Figure]] = {
+    "heatmap": lambda alt: plots.asr_heatmap(table(), alt=alt, title="t"),
+    "intervals": lambda alt: plots.asr_intervals(table(), alt=alt, title="t"),
+    "ablation": lambda alt: plots.ablation_intervals(table(), alt=alt, methods=("r2d",)),
+    "outcomes": lambda alt: plots.outcome_bars(table(), alt=alt),
+    "trade-off": lambda alt: plots.over_refusal_vs_asr(table(), table(), alt=alt),
+    "training": lambda alt: plots.training_curves(log(), alt=alt),
+    "paper": lambda alt: plots.paper_intervals(paper(), alt=alt),
+}
+
+
+def text_of(figure: plots.Figure) -> list[str]:
+    root = ElementTree.fromstring(figure.markup)
+    return ["".join(node.itertext()).strip() for node in root.iter(f"{SVG}text")]
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_can_stand_in_a_page_of_either_theme(name):
+    figure = FIGURES[name]("what it shows, <b>said</b>")
+    root = ElementTree.fromstring(figure.markup)
+    assert root.get("role") == "img"
+    assert root.get("aria-label") == "what it shows, <b>said</b>"
+    assert root.findtext(f"{SVG}title") == "what it shows, <b>said</b>"
+    assert "<b>" not in figure.markup
+    assert "currentColor" in figure.markup and plots.INK not in figure.markup
+    assert root.find(f".//{SVG}style") is None  # matplotlib's would restyle the whole page
+    assert "<?xml" not in figure.markup and "<!DOCTYPE" not in figure.markup
+    ids = re.findall(r'\bid="([^"]+)"', figure.markup)
+    referred = re.findall(r'url\(#([^)]+)\)|href="#([^"]+)"', figure.markup)
+    assert len(ids) == len(set(ids))
+    assert {a or b for a, b in referred} <= set(ids)
+    bundle = figure._repr_mimebundle_()
+    assert figure.markup in bundle["text/html"] and figure.alt in bundle["text/plain"]
+
+
+def test_the_ids_of_two_figures_differ_and_those_of_one_are_stable():
+    def ids(figure):
+        return set(re.findall(r'\bid="([^"]+)"', figure.markup))
+
+    one, same, other = (plots.asr_intervals(table(), alt=alt) for alt in ("one", "one", "other"))
+    assert one.markup == same.markup
+    assert ids(one) and not ids(one) & ids(other)
+
+
+def test_the_heatmap_prints_pooled_rates_and_counts_and_says_what_was_not_run():
+    rows = table()
+    rows = rows[~((rows["method"] == "refusal") & (rows["attack"] == "wrapper"))]
+    shown = text_of(plots.asr_heatmap(rows, alt="a"))
+    assert "1%" in shown and "1/120" in shown  # direct: 0 + 1 + 0 of 3 x 40
+    assert "11%" in shown and "13/120" in shown
+    assert shown.count("not run") == 1
+
+
+def test_the_outcome_bars_show_all_four_labels():
+    assert {"harmful", "refused", "correct", "garbled"} <= set(
+        text_of(plots.outcome_bars(table(), alt="a"))
+    )
+
+
+def test_hostile_names_are_drawn_as_they_are():
+    rows = table(methods=("r2d", HOSTILE), attacks=(HOSTILE,))
+    for draw in (plots.asr_intervals, plots.outcome_bars, plots.asr_heatmap):
+        figure = draw(rows, alt=HOSTILE, title=HOSTILE)
+        assert "<script" not in figure.markup
+        assert any("$\\frac" in text for text in text_of(figure))
+
+
+def test_a_trace_shows_tokens_as_text_and_names_its_pivots():
+    tokens = [
+        plots.TraceToken("the request ", 0.2, 0.1),
+        plots.TraceToken("[RETHINK]"),
+        plots.TraceToken("<img src=x onerror=alert(1)>"),
+        plots.TraceToken("[UNSAFE]", 0.03, 0.96),
+        plots.TraceToken("no ."),
+    ]
+    markup = plots.pivot_trace(tokens, alt='a "trace"', prompt="<b>hi</b>").markup
+    assert "<img" not in markup and "<b>hi" not in markup
+    assert "&lt;img src=x onerror=alert(1)&gt;" in markup
+    assert markup.index("r2d-step r2d-rethink") < markup.index("r2d-step r2d-unsafe")
+    assert "P(safe) 0.03 · P(unsafe) 0.96" in markup
+    assert "r2d-step r2d-answer" in markup
+    assert 'aria-label="a &quot;trace&quot;"' in markup
+
+
+@pytest.mark.parametrize(
+    ("draw", "says"),
+    [
+        (lambda: plots.asr_heatmap(table(), alt=" "), "needs alt"),
+        (lambda: plots.asr_heatmap(table(), alt="a", scope="answer"), "no rows of the scope"),
+        (lambda: plots.asr_heatmap(table().drop(columns="n"), alt="a"), "lacks the columns n"),
+        (lambda: plots.ablation_intervals(table(("refusal",)), alt="a"), "no rows of the method"),
+        (lambda: plots.training_curves(log().drop(columns="step"), alt="a"), "no column 'step'"),
+    ],
+)
+def test_bad_input_is_one_line(draw, says):
+    with pytest.raises(InputError, match=says) as caught:
+        draw()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_figure_is_saved_whole(tmp_path):
+    figure = plots.asr_intervals(table(), alt="a")
+    figure.save(tmp_path / "figure.svg")
+    assert ElementTree.parse(tmp_path / "figure.svg").getroot().get("aria-label") == "a"
