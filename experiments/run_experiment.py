@@ -1,0 +1,83 @@
+"""Run an experiment's grid, or what is left of it, on this machine or a cluster.
+
+    python experiments/run_experiment.py experiments/toy.yaml
+    python experiments/run_experiment.py experiments/full.yaml --workflow-profile experiments/slurm
+
+Checks the experiment, then hands over to Snakemake (``experiments/Snakefile``), to which further
+arguments go: ``--dry-run`` says what would run and why. After a crash or a kill the same command
+goes on: finished jobs stay, and a notebook skips the seeds that it had finished.
+
+Exit status: 0 done, 1 a job failed (those that do not depend on it have run), 2 refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from r2d_core.errors import InputError
+from r2d_core.experiment import load_experiment
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="run_experiment.py", description="Run an experiment's grid.", allow_abbrev=False
+    )
+    parser.add_argument("experiment", type=Path, help="the YAML file, experiments/NAME.yaml")
+    options, for_snakemake = parser.parse_known_args(arguments)
+    try:
+        load_experiment(options.experiment)
+        lock = _lock(ROOT / ".snakemake" / "r2d.lock")
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+    snakemake = [sys.executable, "-m", "snakemake", "--snakefile", "experiments/Snakefile"]
+    snakemake += ["--config", f"experiment={options.experiment.resolve()}"]
+    if any((ROOT / ".snakemake" / "locks").glob("*")):
+        # We hold our own lock, so Snakemake's is what a killed run left.
+        subprocess.run([*snakemake, "--unlock", "--quiet", "all"], cwd=ROOT, check=True)
+    if not {"--cores", "-c", "--workflow-profile"} & set(for_snakemake):
+        for_snakemake = ["--cores", str(_cores()), *for_snakemake]
+    status = subprocess.run(
+        [*snakemake, "--rerun-incomplete", "--keep-going", "--quiet", "rules", *for_snakemake],
+        cwd=ROOT,
+        # Snakemake holds the lock as well: it may live on when this process is killed.
+        pass_fds=[lock],
+    ).returncode
+    if status:
+        again = shlex.join(["python", "experiments/run_experiment.py", str(options.experiment)])
+        print(
+            f"error: {options.experiment}: not finished; the lines above that begin with 'error:' "
+            f"say why. Mend it and go on with the same command ({again})",
+            file=sys.stderr,
+        )
+    return 1 if status else 0
+
+
+def _lock(path: Path) -> int:
+    path.parent.mkdir(exist_ok=True)
+    handle = os.open(path, os.O_CREAT | os.O_RDWR)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(f"an experiment is running already in {path.parent.parent}") from None
+    return handle
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

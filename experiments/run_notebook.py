@@ -1,0 +1,248 @@
+"""Run one notebook with parameters, so that a batch can rely on it.
+
+    python experiments/run_notebook.py notebooks/03_cpo_training.ipynb OUT.ipynb -f parameters.yaml
+    python experiments/run_notebook.py notebooks/03_cpo_training.ipynb OUT.ipynb -y 'seeds: [0, 1]'
+
+papermill runs it; around that:
+
+- a misspelt or ill-typed parameter is refused before anything starts;
+- the kernel is this interpreter's, in the repository's root, and none outlives this process;
+- OUT.ipynb appears when the run has ended. When the run failed it is there too, for reading, and
+  one line on stderr says what happened;
+- with ``--done``, results of an earlier run are kept for the notebook to go on from if they came
+  from the same parameters and the same ``--depends-on`` files, and are removed if not.
+
+Exit status: 0 done, 1 the notebook failed, 2 refused before it started, 128 + n ended by signal n.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import psutil
+import yaml
+
+from r2d_core.errors import InputError
+from r2d_core.parameters import check_values, declared_parameters
+from r2d_core.records import write_json_atomic, write_text_atomic
+
+ROOT = Path(__file__).resolve().parents[1]
+STARTED = ".started"  # in a results directory: the fingerprint of the run that began to fill it
+
+
+class NotebookFailed(Exception):
+    """One line: which notebook, where in it, what happened and where to read it."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    options = _options(arguments)
+    signal.signal(signal.SIGINT, _end_by_signal)
+    signal.signal(signal.SIGTERM, _end_by_signal)
+    if options.end_with:
+        threading.Thread(target=_end_with, args=(options.end_with,), daemon=True).start()
+    try:
+        parameters = {
+            name: value
+            for source in options.parameters
+            for name, value in _mapping(*source).items()
+        }
+        check_values(parameters, declared_parameters(options.notebook))
+        key = fingerprint(parameters, options.depends_on)
+    except InputError as error:
+        print(f"error: {options.notebook}: {error}", file=sys.stderr)
+        return 2
+    if options.done:
+        _keep_or_remove(options.done.parent, key)
+    try:
+        execute(options.notebook, options.output, parameters)
+    except NotebookFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if options.done:
+        finished = datetime.now(UTC).isoformat(timespec="microseconds")
+        write_json_atomic(options.done, {"fingerprint": key, "finished": finished})
+    return 0
+
+
+def execute(notebook: Path, output: Path, parameters: Mapping[str, Any]) -> None:
+    """Run ``notebook`` and put the executed one at ``output``; raises NotebookFailed."""
+    # Imported here: a refused parameter need not wait for them.
+    from nbclient.exceptions import DeadKernelError
+    from papermill import PapermillExecutionError, execute_notebook
+
+    # First of all places where Jupyter looks for "python3": this interpreter's own kernel, whatever
+    # the user has installed elsewhere under that name.
+    os.environ["JUPYTER_PATH"] = os.path.join(sys.prefix, "share", "jupyter")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(f".{output.stem}.partial.ipynb")
+    failure = None
+    try:
+        execute_notebook(
+            str(notebook.resolve()),
+            str(partial.resolve()),
+            parameters=dict(parameters),
+            kernel_name="python3",
+            cwd=ROOT,
+            autosave_cell_every=30,
+            start_timeout=300,
+            progress_bar={
+                "desc": output.stem,
+                "unit": "cell",
+                "mininterval": 0.1 if sys.stderr.isatty() else 30,
+            },
+        )
+    except PapermillExecutionError as error:
+        what = (
+            error.evalue  # one line that is meant for the user
+            if error.ename == "InputError"
+            else f"{error.ename} in cell [{error.exec_count}]: {_first_line(error.evalue)}"
+        )
+        failure = f"{notebook}: {what}"
+    except DeadKernelError:
+        failure = f"{notebook}: the kernel died (out of memory?)"
+    except RuntimeError as error:  # what nbclient raises when the kernel never answers
+        failure = f"{notebook}: the kernel did not start: {_first_line(str(error))}"
+    _publish(notebook, partial, output, failure)
+
+
+def fingerprint(parameters: Mapping[str, Any], files: Iterable[Path]) -> str:
+    """A digest of the parameters and of the bytes of ``files``; of a directory, its ``*.py``."""
+    digest = hashlib.sha256(json.dumps(parameters, sort_keys=True, default=str).encode())
+    for path in files:
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            try:
+                content = file.read_bytes()
+            except OSError as error:
+                raise InputError(f"cannot read {file} ({error.strerror})") from None
+            digest.update(f"\0{file.name}\0{len(content)}\0".encode() + content)
+    return digest.hexdigest()[:16]
+
+
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="run_notebook.py",
+        description="Run one notebook with parameters.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("notebook", type=Path, help="the notebook to run")
+    parser.add_argument("output", type=Path, help="where the executed notebook goes")
+    parser.add_argument(
+        "-f", dest="parameters", metavar="FILE", action="append", default=[],
+        type=lambda name: (name, None), help="parameters from a YAML file",
+    )  # fmt: skip
+    parser.add_argument(
+        "-y", dest="parameters", metavar="YAML", action="append",
+        type=lambda text: ("-y", text), help="parameters as YAML, over those of earlier -f and -y",
+    )  # fmt: skip
+    parser.add_argument(
+        "--done", metavar="FILE", type=Path,
+        help="in the directory of the results: written when the run has succeeded",
+    )  # fmt: skip
+    parser.add_argument(
+        "--depends-on", metavar="PATH", type=Path, nargs="+", default=[],
+        help="files, and directories of Python sources, that earlier results must have come from",
+    )  # fmt: skip
+    parser.add_argument(
+        "--end-with", metavar="PID", type=int, help="end when this parent process has ended"
+    )
+    return parser.parse_args(arguments)
+
+
+def _mapping(place: str, text: str | None) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(Path(place).read_text("utf-8") if text is None else text)
+    except OSError as error:
+        raise InputError(f"cannot read {place} ({error.strerror}); correct the name") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{place}: not valid YAML: {' '.join(str(error).split())}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise InputError(f"{place}: expected `name: value`, got {type(values).__name__}")
+    return values
+
+
+def _keep_or_remove(results: Path, key: str) -> None:
+    """Results of another run would be taken for this one's; those without our mark are kept."""
+    mark = results / STARTED
+    if mark.is_file() and mark.read_text("utf-8") != key:
+        print(f"{results}: from other parameters, inputs or code: removed", file=sys.stderr)
+        # The mark goes last: a removal that is cut short is completed next time.
+        for path in sorted(results.iterdir(), key=lambda path: path.name == STARTED):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+    write_text_atomic(mark, key)
+
+
+def _publish(notebook: Path, partial: Path, output: Path, failure: str | None) -> None:
+    """Move the executed notebook to its place, its paths relative and a dead kernel noted in it."""
+    import nbformat
+
+    if not partial.exists():  # nothing ran, so nothing was written
+        raise NotebookFailed(failure or f"{notebook}: papermill wrote no notebook")
+    executed = nbformat.read(partial, as_version=4)
+    record = executed.metadata.papermill
+    record.input_path = os.path.relpath(notebook.resolve(), ROOT)
+    record.output_path = os.path.relpath(output.resolve(), ROOT)
+    if failure and not record.exception:  # the kernel died: papermill has not noted where
+        ran = [cell for cell in executed.cells if cell.metadata.papermill.get("start_time")]
+        if ran:
+            failure += f" in cell {len(ran)} of {len(executed.cells)}"
+            ran[-1].metadata.papermill.update(exception=True, status="failed")
+            if ran[-1].cell_type == "code":
+                ran[-1].outputs.append(
+                    nbformat.v4.new_output(
+                        "error", ename="DeadKernelError", evalue=failure, traceback=[failure]
+                    )
+                )
+        record.exception = True
+    write_text_atomic(partial, nbformat.writes(executed) + "\n")
+    os.replace(partial, output)
+    if failure:
+        raise NotebookFailed(f"{failure}; executed so far: {output}")
+
+
+def _first_line(text: str) -> str:
+    return text.strip().partition("\n")[0]
+
+
+def _end_with(parent: int) -> NoReturn:
+    # Polled: a death signal of the kernel (prctl) comes already when the *thread* that started us
+    # ends, and Snakemake starts jobs from a pool of threads.
+    while os.getppid() == parent:
+        time.sleep(1)
+    _end(1)
+
+
+def _end_by_signal(number: int, frame: FrameType | None) -> NoReturn:
+    _end(128 + number)
+
+
+def _end(status: int) -> NoReturn:
+    """End at once, kernels first: Jupyter starts them in sessions of their own."""
+    for process in psutil.Process().children(recursive=True):
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+    os._exit(status)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,191 @@
+"""experiments/run_notebook.py on notebooks of a few lines, each run by a real kernel."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import psutil
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+RUN = [sys.executable, str(ROOT / "experiments" / "run_notebook.py")]
+
+PARAMETERS = "# Parameters of this notebook\nwords: list[str] = []\noutput_dir: str = ''"
+
+
+def write_notebook(path: Path, *sources: str) -> Path:
+    first = nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})
+    cells = [nbformat.v4.new_markdown_cell("# A title"), first]
+    cells += [nbformat.v4.new_code_cell(source) for source in sources]
+    metadata = {"kernelspec": {"name": "elsewhere", "display_name": "?", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=metadata), path)
+    return path
+
+
+def run(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*RUN, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=120
+    )
+
+
+def wait_until(condition, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
+
+
+def ended(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def test_parameters_kernel_and_place_of_a_run(tmp_path):
+    notebook = write_notebook(
+        tmp_path / "a.ipynb",
+        "import os, sys\nprint(words, sys.executable, os.getcwd(), sep='\\n')",
+    )
+    (tmp_path / "p.yaml").write_text("words: [from, file]\noutput_dir: there\n")
+    done = run(
+        notebook, "out/b.ipynb", "-f", "p.yaml", "-y", "words: ['007', null-ish]", cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    executed = nbformat.read(tmp_path / "out" / "b.ipynb", as_version=4)
+    assert executed.cells[-1].outputs[0].text.splitlines() == [
+        "['007', 'null-ish']",
+        sys.executable,
+        str(ROOT),
+    ]
+    assert executed.metadata.papermill.parameters == {
+        "words": ["007", "null-ish"],
+        "output_dir": "there",
+    }
+    assert not executed.metadata.papermill.exception
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["b.ipynb"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["-y", "word: [x]"], "unknown parameter 'word', did you mean 'words'?"),
+        (["-y", "words: x"], "parameter 'words': expected list[str], got 'x' (str)"),
+        (["-y", "words: [x"], "-y: not valid YAML"),
+        (["-y", "just text"], "-y: expected `name: value`, got str"),
+        (["-f", "absent.yaml"], "cannot read absent.yaml"),
+        (["--depends-on", "absent.txt"], "cannot read absent.txt"),
+    ],
+)
+def test_refused_before_it_starts(tmp_path, arguments, expected):
+    notebook = write_notebook(tmp_path / "a.ipynb")
+    refused = run(notebook, "b.ipynb", *arguments, cwd=tmp_path)
+    assert refused.returncode == 2
+    assert expected in refused.stderr
+    assert refused.stderr.count("\n") == 1
+    assert not (tmp_path / "b.ipynb").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        (
+            "from r2d_core.errors import InputError\nraise InputError('seeds: none; give one')",
+            "a.ipynb: seeds: none; give one; executed so far:",
+        ),
+        ("1 / 0", "a.ipynb: ZeroDivisionError in cell [3]: division by zero; executed so far:"),
+        (
+            "import os\nos._exit(9)",
+            "a.ipynb: the kernel died (out of memory?) in cell 4 of 5; executed so far:",
+        ),
+    ],
+)
+def test_a_failure_is_one_line_and_leaves_the_notebook(tmp_path, source, expected):
+    notebook = write_notebook(tmp_path / "a.ipynb", "print('before')", source, "print('after')")
+    # No parameters: papermill adds no cell.
+    failed = run(notebook, "b.ipynb", "--done", "results/finished.json", cwd=tmp_path)
+    assert failed.returncode == 1
+    errors = [line for line in failed.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert expected in errors[0]
+    assert "Traceback" not in failed.stderr
+    executed = nbformat.read(tmp_path / "b.ipynb", as_version=4)
+    assert executed.metadata.papermill.exception
+    outputs = [output for cell in executed.cells for output in cell.get("outputs", [])]
+    assert outputs[0].text == "before\n"
+    assert outputs[-1].output_type == "error"
+    assert not any("after" in output.get("text", "") for output in outputs)
+    assert not (tmp_path / "results" / "finished.json").exists()
+
+
+def test_earlier_results_stay_only_if_they_came_from_the_same(tmp_path):
+    notebook = write_notebook(
+        tmp_path / "a.ipynb",
+        "from pathlib import Path\nkept = Path(output_dir, 'seed0').exists()\n"
+        "Path(output_dir, 'seed0').mkdir(exist_ok=True)\nprint(kept)\nassert words != ['fail']",
+    )
+    results, source = tmp_path / "results", tmp_path / "input.json"
+    source.write_text("1")
+    results.mkdir()
+    (results / "of_the_user").touch()
+
+    def kept(words: str) -> str:
+        run(
+            *(notebook, "b.ipynb", "--done", results / "finished.json", "--depends-on", source),
+            *("-y", json.dumps({"words": [words], "output_dir": str(results)})),
+            cwd=tmp_path,
+        )
+        outputs = nbformat.read(tmp_path / "b.ipynb", as_version=4).cells[-1].outputs
+        return outputs[0].text.strip()
+
+    assert kept("fail") == "False"
+    assert (results / "of_the_user").exists()  # it carried no mark of ours
+    assert kept("fail") == "True"  # goes on where it failed
+    assert kept("other") == "False"
+    assert (results / "finished.json").exists()
+    source.write_text("2")
+    assert kept("other") == "False"
+
+
+@pytest.mark.parametrize("victim", ["parent", "group", "terminated"])
+def test_no_kernel_outlives_the_run(tmp_path, victim):
+    notebook = write_notebook(
+        tmp_path / "a.ipynb",
+        "import os, pathlib, time\npathlib.Path(output_dir, 'pid.tmp').write_text(str(os.getpid()))"
+        "\nos.replace(output_dir + '/pid.tmp', output_dir + '/pid')\ntime.sleep(600)",
+    )
+    command = [*RUN, str(notebook), str(tmp_path / "b.ipynb"), "-y", f"output_dir: '{tmp_path}'"]
+    # As Snakemake starts it: a parent, in a process group of its own, that waits for its job.
+    parent = subprocess.Popen(
+        [
+            *(sys.executable, "-c"),
+            "import os, subprocess, sys\n"
+            "job = subprocess.Popen([*sys.argv[1:], '--end-with', str(os.getpid())])\n"
+            "print(job.pid, flush=True)\n"
+            "job.wait()",
+            *command,
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    assert parent.stdout is not None
+    job = int(parent.stdout.readline())
+    wait_until((tmp_path / "pid").exists)
+    kernel = int((tmp_path / "pid").read_text())
+    assert not ended(kernel)
+    if victim == "parent":
+        parent.kill()
+    elif victim == "group":
+        os.killpg(parent.pid, 9)
+    else:
+        psutil.Process(job).terminate()
+    parent.wait(60)
+    wait_until(lambda: ended(job) and ended(kernel))
