@@ -1,0 +1,312 @@
+"""From messages to token ids: one way, for training and evaluation alike.
+
+    <prompt: the model's own chat template> <response> <end of turn>
+    └──────────── label −100 ─────────────┘ └────── labelled ──────┘
+
+The prompt is rendered by the chat template with its generation prompt, just as a server would, and
+tokenised. The response is tokenised apart and appended, so that the prompt of a training example is
+to the id the prompt of evaluation. It never goes through the template itself: some (R1-Distill,
+Qwen3) drop or move the `<think>` part of an assistant message.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jinja2 import TemplateError
+from torch import Tensor
+
+from r2d_core.checking import unknown
+from r2d_core.errors import InputError
+from r2d_core.pivots import NEW_TOKENS, THINK_OPEN
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+IGNORED = -100
+"""The label of a position that is not learnt."""
+
+CHAT_TEMPLATES = {
+    # For base models. The generation prompt ends in a line end, not in a space: a space before
+    # the response would be a token of its own, which the response's first word normally carries.
+    "plain": """\
+{{- bos_token }}
+{%- for message in messages %}
+    {%- if message.role == 'system' %}{{ message.content + '\n\n' }}
+    {%- elif message.role == 'user' %}{{ 'User:\n' + message.content + '\n\n' }}
+    {%- else %}{{ 'Assistant:\n' + message.content }}{{ eos_token }}{{ '\n\n' }}{% endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ 'Assistant:\n' }}{% endif %}""",
+    # The toy world's word-level language: words and special tokens joined by single spaces, as its
+    # tokenizer's decode writes them.
+    "toy": """\
+{{- '<s>' }}
+{%- for message in messages %}
+    {%- if message.role == 'system' %}{{ ' ' + message.content }}
+    {%- elif message.role == 'user' %}{{ ' <user> ' + message.content }}
+    {%- else %}{{ ' <assistant> ' + message.content + ' </s>' }}{% endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ ' <assistant>' }}{% endif %}""",
+    # Vicuna v1.1 and later (FastChat's conversation "vicuna_v1.1"): its tokenizer ships without.
+    "vicuna": """\
+{{- bos_token }}
+{%- if messages[0].role == 'system' %}{{ messages[0].content }}
+{%- else %}{{ "A chat between a curious user and an artificial intelligence assistant. " +
+    "The assistant gives helpful, detailed, and polite answers to the user's questions." }}
+{%- endif %}
+{%- for message in messages %}
+    {%- if message.role == 'user' %}{{ ' USER: ' + message.content }}
+    {%- elif message.role == 'assistant' %}{{ ' ASSISTANT: ' + message.content }}{{ eos_token }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ ' ASSISTANT:' }}{% endif %}""",
+}
+"""Chat templates (Jinja) for tokenizers that come without one; see `install_chat_template`."""
+
+
+def install_chat_template(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Give the tokenizer one of `CHAT_TEMPLATES`; it is saved with the tokenizer.
+
+    Raises InputError for an unknown name.
+    """
+    if name not in CHAT_TEMPLATES:
+        raise InputError(unknown("chat template", name, CHAT_TEMPLATES))
+    tokenizer.chat_template = CHAT_TEMPLATES[name]
+
+
+def require_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise InputError when the tokenizer has no chat template."""
+    if not tokenizer.chat_template:
+        raise InputError(
+            f"tokenizer {tokenizer.name_or_path!r} has no chat template; give it one with "
+            f"install_chat_template(tokenizer, name), name one of {', '.join(CHAT_TEMPLATES)}"
+        )
+
+
+def encode_prompt(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, *, system: str = "", prefill: str = ""
+) -> list[int]:
+    """The ids after which the model writes: system and user message, generation prompt, prefill.
+
+    The prefill is the beginning of the response and is encoded as a response is.
+
+    Beginning of sequence: the template or, where it writes none, the tokenizer's own habit puts
+    one; there are never two, and none where neither does (Qwen).
+
+    A message is text. A prompt that holds `[SAFE]`, `<think>`, `</s>` or `<|im_end|>` must not
+    forge reasoning or end its own turn, but a rendered chat no longer shows who wrote what. So each
+    control token in a message is cut after its first character *before* rendering, with a mark that
+    occurs in none of the texts; the rendered chat is split at the marks and the parts are tokenised
+    apart. No part holds a whole control token of the user's, every one of the template's is whole,
+    and a prompt without control tokens is tokenised exactly as ``apply_chat_template`` does it.
+    (Tokenising such a word with ``split_special_tokens=True`` is not enough: `<think>` of Qwen3 and
+    R1-Distill is an added but no special token, and a word-level vocabulary knows `<user>` as a
+    word.) At a cut the tokens may be other than the tokenizer would choose for the same text; as
+    training and evaluation both come through here, they agree.
+
+    Control tokens are the tokenizer's special tokens, the added tokens that its chat template names
+    and `NEW_TOKENS`.
+
+    Raises InputError when there is no chat template or it refuses the messages.
+    """
+    ids, opens_reasoning = _encode_messages(tokenizer, prompt, system)
+    return ids + _encode_response(tokenizer, prefill, opens_reasoning)
+
+
+def encode_example(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    response: str,
+    *,
+    system: str = "",
+    prefill: str = "",
+    max_length: int | None = None,
+) -> dict[str, list[int]]:
+    """One training example: ``input_ids`` and ``labels``, of one length, labels not shifted.
+
+    ``input_ids`` begin with ``encode_prompt(tokenizer, prompt, system=system, prefill=prefill)``.
+    The response and the end of turn are labelled, the prompt is −100, and so is the prefill: the
+    begun answer from which a recovery example turns back is read, not learnt. In a response,
+    `NEW_TOKENS` are tokens; any other control token (a `</s>` in an answer about HTML, say) is
+    text. Where the template opens the reasoning itself (R1-Distill, QwQ), a `<think>` with which
+    the model's turn would begin is left out.
+
+    Raises InputError when the example is longer than ``max_length`` tokens, and as `encode_prompt`.
+    """
+    before, opens_reasoning = _encode_messages(tokenizer, prompt, system)
+    before = before + _encode_response(tokenizer, prefill, opens_reasoning)
+    after = _encode_response(tokenizer, response, opens_reasoning and not prefill)
+    after += end_of_turn(tokenizer)
+    length = len(before) + len(after)
+    if max_length is not None and length > max_length:
+        raise InputError(
+            f"the example has {length} tokens ({len(before)} of prompt, {len(after)} of response), "
+            f"more than max_length={max_length}: leave it out or raise max_length; "
+            f"its prompt begins {prompt[:40]!r}"
+        )
+    return {"input_ids": before + after, "labels": [IGNORED] * len(before) + after}
+
+
+def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The id that the chat template writes after an assistant message, as a list of one.
+
+    It is the first control token after the message (`<|eot_id|>` of Llama-3, `<|im_end|>` of Qwen),
+    or the tokenizer's EOS where the template writes none. A generator stops at it.
+
+    Raises InputError when there is neither.
+    """
+    sentinel = "sentinel"
+    chat = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": sentinel}]
+    _, found, tail = _render(tokenizer, chat, add_generation_prompt=False).rpartition(sentinel)
+    if found and (first := _pattern(_control_tokens(tokenizer)).search(tail)):
+        ids = {token.content: number for number, token in tokenizer.added_tokens_decoder.items()}
+        return [ids[first[0]]]
+    if not isinstance(tokenizer.eos_token_id, int):
+        raise InputError(
+            f"tokenizer {tokenizer.name_or_path!r} has no EOS token and its chat template writes "
+            "none after an assistant message; set tokenizer.eos_token"
+        )
+    return [tokenizer.eos_token_id]
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Examples to one batch, padded on the right.
+
+    Call it with examples as `encode_example` makes them; it returns LongTensors [B, T], T the
+    longest example: ``input_ids`` (padded with ``pad_id``), ``attention_mask`` (1 and 0) and
+    ``labels`` (padded with −100).
+    """
+
+    pad_id: int
+
+    def __post_init__(self) -> None:
+        if isinstance(self.pad_id, bool) or not isinstance(self.pad_id, int) or self.pad_id < 0:
+            raise InputError(
+                f"Collator pad_id: expected a token id, got {self.pad_id!r}; "
+                "set tokenizer.pad_token (the EOS token will do: padding is masked)"
+            )
+
+    def __call__(self, examples: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, Tensor]:
+        def pad(rows: list[list[int]], value: int) -> Tensor:
+            length = max(map(len, rows))
+            return torch.tensor([row + [value] * (length - len(row)) for row in rows])
+
+        ids = [list(example["input_ids"]) for example in examples]
+        return {
+            "input_ids": pad(ids, self.pad_id),
+            "attention_mask": pad([[1] * len(row) for row in ids], 0),
+            "labels": pad([list(example["labels"]) for example in examples], IGNORED),
+        }
+
+
+def _encode_messages(
+    tokenizer: PreTrainedTokenizerBase, prompt: str, system: str
+) -> tuple[list[int], bool]:
+    """The ids up to the response, and whether the template has opened the reasoning."""
+    control = _control_tokens(tokenizer)
+    mark = _mark_not_in(prompt + system)
+    chat = [{"role": "system", "content": _cut(system, control, mark)}] if system else []
+    chat.append({"role": "user", "content": _cut(prompt, control, mark)})
+    text = _render(tokenizer, chat, add_generation_prompt=True)
+    ids = _encode_parts(tokenizer, text.split(mark))
+    return _with_one_bos(tokenizer, ids), text.rstrip().endswith(THINK_OPEN)
+
+
+def _encode_response(
+    tokenizer: PreTrainedTokenizerBase, response: str, opens_reasoning: bool
+) -> list[int]:
+    if opens_reasoning and response.lstrip().startswith(THINK_OPEN):
+        response = response.lstrip().removeprefix(THINK_OPEN)
+    control = tuple(token for token in _control_tokens(tokenizer) if token not in NEW_TOKENS)
+    mark = _mark_not_in(response)
+    return _encode_parts(tokenizer, _cut(response, control, mark).split(mark))
+
+
+def _render(
+    tokenizer: PreTrainedTokenizerBase, chat: list[dict[str, str]], *, add_generation_prompt: bool
+) -> str:
+    require_chat_template(tokenizer)
+    try:
+        text = tokenizer.apply_chat_template(
+            chat,
+            add_generation_prompt=add_generation_prompt,
+            tokenize=False,
+            # Llama-3.2 writes today's date into the system message; a fixed one (the default of
+            # Llama-3.1) keeps training and every later evaluation on the same prompt.
+            date_string="26 Jul 2024",
+        )
+    except TemplateError as error:
+        roles = ", ".join(message["role"] for message in chat)
+        raise InputError(
+            f"the chat template of tokenizer {tokenizer.name_or_path!r} refuses the roles {roles} "
+            f"({error}); write a system text into the prompt, or install another template"
+        ) from None
+    assert isinstance(text, str)
+    return text
+
+
+def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    require_chat_template(tokenizer)
+    template = tokenizer.get_chat_template()
+    return tuple(
+        token.content
+        for token in tokenizer.added_tokens_decoder.values()
+        if len(token.content) > 1 and not token.content.isspace()
+        if token.special or token.content in NEW_TOKENS or token.content in template
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def _pattern(control: tuple[str, ...]) -> re.Pattern[str]:
+    longest_first = sorted(control, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+
+
+@functools.lru_cache(maxsize=64)
+def _start_pattern(control: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile(f"(?={_pattern(control).pattern}).", re.DOTALL)
+
+
+def _cut(text: str, control: tuple[str, ...], mark: str) -> str:
+    """A mark after the first character of every control token, overlapping ones too."""
+    return _start_pattern(control).sub(lambda start: start[0] + mark, text)
+
+
+def _mark_not_in(text: str) -> str:
+    """A private-use character that the text does not hold: no text has all 65,534 of them."""
+    present = set(text)
+    return next(mark for mark in map(chr, range(0xF0000, 0xFFFFE)) if mark not in present)
+
+
+def _encode_parts(tokenizer: PreTrainedTokenizerBase, parts: list[str]) -> list[int]:
+    """Tokenise each part, control tokens included, and join the ids."""
+    ids: list[int] = tokenizer.encode(parts[0], add_special_tokens=False)
+    if len(parts) > 1:
+        # SentencePiece tokenizers put a space before the text they are given. Behind a line end
+        # they do not; so the later parts are tokenised behind one, which is then taken off.
+        line_end = tokenizer.encode("\n", add_special_tokens=False)
+        for part in parts[1:]:
+            part_ids = tokenizer.encode("\n" + part, add_special_tokens=False)
+            if part_ids[: len(line_end)] == line_end:
+                ids += part_ids[len(line_end) :]
+            else:
+                ids += tokenizer.encode(part, add_special_tokens=False)
+    return ids
+
+
+def _with_one_bos(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
+    bos = tokenizer.bos_token_id
+    if not isinstance(bos, int):
+        return ids
+    while ids[:2] == [bos, bos]:
+        ids = ids[1:]
+    # Having a BOS token is not using it (Phi-3, Granite): ask what the tokenizer does with a text.
+    if ids[:1] != [bos] and tokenizer("a")["input_ids"][:1] == [bos]:
+        return [bos, *ids]
+    return ids
