@@ -1,0 +1,623 @@
+"""Training with the R2D loss on the transformers Trainer.
+
+    result = train(TrainConfig("results/run", epochs=1), model, tokenizer, train_rows, eval_rows)
+
+leaves in ``output_dir``
+
+    model/          the trained model and its tokenizer (safetensors), written at once at the end
+    log.jsonl       what was measured, one JSON object a line
+    training.json   the finished run: configuration, steps, seconds, last metrics
+
+and while it runs ``checkpoints-<run>/``, where <run> is a fingerprint of configuration, data and
+initial model. A killed run goes on from its last whole checkpoint and ends as if it had not been
+killed; a changed parameter is another run and starts afresh; a finished run is not run again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import math
+import os
+import shutil
+import time
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+from transformers.integrations import TensorBoardCallback
+
+from r2d_core.checking import mismatch
+from r2d_core.errors import InputError
+from r2d_core.losses import Contrast, Impl, R2DLoss, r2d_loss
+from r2d_core.pivots import PivotIds
+from r2d_core.records import atomic_directory, write_json_atomic, write_text_atomic
+from r2d_core.tokenization import IGNORED, Collator
+
+Row = Mapping[str, Sequence[int]]
+CLASSES = ("safe", "unsafe", "rethink")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run. Give ``max_steps`` or ``epochs``; the other defaults are the paper's.
+
+    A step is one update of the weights, from ``batch_size * accumulation`` examples on each
+    process. ``save_steps`` 0 keeps no checkpoints; ``eval_steps`` 0 evaluates at the end only.
+    ``warmup_ratio`` is a share of all steps. ``group_by_length`` puts examples of like length into
+    a step, which saves padding. ``pivot_weight``, ``contrast``, ``pivot_ce_weight`` and ``impl``
+    are `r2d_loss`'s. ``report_to`` "tensorboard" writes to output_dir/tensorboard; nothing is ever
+    sent anywhere.
+
+    Raises InputError for a wrong type and a value out of range.
+    """
+
+    output_dir: str | os.PathLike[str]
+    seed: int = 0
+    max_steps: int | None = None
+    epochs: float | None = None
+    learning_rate: float = 2e-4
+    batch_size: int = 32
+    accumulation: int = 1
+    warmup_ratio: float = 0.02
+    weight_decay: float = 0.0
+    lr_scheduler: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
+    max_grad_norm: float = 1.0
+    group_by_length: bool = True
+    bf16: bool = False
+    pivot_weight: float = 1.0
+    contrast: Contrast = "paper"
+    pivot_ce_weight: float = 1.0
+    impl: Impl = "auto"
+    save_steps: int = 0
+    eval_steps: int = 0
+    logging_steps: int = 10
+    report_to: Literal["none", "tensorboard"] = "none"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.output_dir, str | os.PathLike) or not os.fspath(self.output_dir):
+            raise InputError(f"TrainConfig output_dir: expected a path, got {self.output_dir!r}")
+        for name, annotation in get_type_hints(TrainConfig).items():
+            if name != "output_dir" and (problem := mismatch(getattr(self, name), annotation)):
+                raise InputError(f"TrainConfig {name}: {problem}")
+        if (self.max_steps is None) == (self.epochs is None):
+            raise InputError(
+                "TrainConfig: expected either max_steps or epochs, "
+                f"got max_steps={self.max_steps}, epochs={self.epochs}"
+            )
+        bounds = {
+            "max_steps": (1, math.inf),
+            "epochs": (1e-9, math.inf),
+            "seed": (0, 2**32 - 1),
+            "learning_rate": (0, math.inf),
+            "batch_size": (1, math.inf),
+            "accumulation": (1, math.inf),
+            "warmup_ratio": (0, 0.999),
+            "weight_decay": (0, math.inf),
+            "max_grad_norm": (0, math.inf),
+            "pivot_weight": (0, math.inf),
+            "pivot_ce_weight": (0, math.inf),
+            "save_steps": (0, math.inf),
+            "eval_steps": (0, math.inf),
+            "logging_steps": (1, math.inf),
+        }
+        for name, (low, high) in bounds.items():
+            value = getattr(self, name)
+            if value is not None and not (low <= value <= high and math.isfinite(value)):
+                raise InputError(
+                    f"TrainConfig {name}: expected a number from {low:g} to {high:g}, got {value}"
+                )
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """A finished run. ``seconds`` are those spent training, over all sessions of a resumed run;
+    ``metrics`` are the last of each kind in the log: those of the last training steps, and under
+    ``eval_…`` those of the evaluation split.
+    """
+
+    model_dir: Path
+    log: Path
+    run: str
+    steps: int
+    seconds: float
+    metrics: dict[str, float]
+
+
+def train(
+    config: TrainConfig,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    train_rows: Sequence[Row],
+    eval_rows: Sequence[Row] | None = None,
+) -> TrainResult:
+    """Train ``model`` in place, save it to ``config.output_dir``, say what came of it.
+
+    Rows are as `encode_example` makes them: ``input_ids`` and ``labels`` of one length, not
+    shifted, -100 where nothing is learnt. Seeds the global random generators. When this very run is
+    already finished there, its weights are loaded into ``model`` and its result is returned.
+
+    Logged are, over the steps since the last line: ``loss`` (mean of the steps' objectives),
+    ``cross_entropy`` (mean over all targets, whatever ``pivot_ce_weight`` is), ``pivot_loss`` (mean
+    over each class, added), and for each pivot ``pivot_count_…``, ``pivot_accuracy_…`` (the right
+    pivot beats the other two) and ``pivot_greedy_…`` (and every other token). On the evaluation
+    split ``eval_loss`` is the objective of the whole split, as if it were one step.
+
+    Raises InputError for rows that do not fit the model, a model whose logits are more than a
+    linear layer of its hidden states, a tokenizer without pivots, and a loss that is not finite.
+    """
+    rows, held_out = list(train_rows), list(eval_rows or [])
+    head = _output_layer(model)
+    _check_rows("train_rows", rows, head.weight.shape[0])
+    if eval_rows is not None:
+        _check_rows("eval_rows", held_out, head.weight.shape[0])
+    pivots = _pivots(config, tokenizer)
+    pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+
+    output = Path(config.output_dir)
+    run = _fingerprint(config, pivots, rows, held_out, model)
+    if (finished := _finished(output, run)) is not None:
+        trained = type(model).from_pretrained(finished.model_dir, dtype=model.dtype)
+        model.load_state_dict(trained.state_dict())
+        return finished
+
+    checkpoints = output / f"checkpoints-{run}"
+    run_log = _RunLog(output / "log.jsonl")
+    use_cache = model.config.use_cache
+    try:
+        trainer = R2DTrainer(
+            config=config,
+            pivots=pivots,
+            model=model,
+            args=_arguments(config, checkpoints, evaluate=bool(held_out)),
+            data_collator=Collator(pad_id),
+            train_dataset=rows,
+            # Like lengths together; the order has no bearing on a sum over the whole split.
+            eval_dataset=sorted(held_out, key=lambda row: len(row["input_ids"])) or None,
+            callbacks=[run_log, *_reports(config, output)],
+        )
+        run_log.trainer = trainer
+        trainer.train(resume_from_checkpoint=_last_whole_checkpoint(checkpoints))
+    finally:
+        # Trainer turns the cache off in the model's configuration, which is saved with the model.
+        model.config.use_cache = use_cache
+    trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    model.eval()
+
+    history = _measured(trainer.state.log_history)
+    metrics = {name: value for line in history for name, value in line.items()}
+    steps, seconds = trainer.state.global_step, metrics.pop("seconds")
+    del metrics["step"], metrics["epoch"]
+    result = TrainResult(output / "model", output / "log.jsonl", run, steps, seconds, metrics)
+    if trainer.is_world_process_zero():
+        # The record names the run that the model came from: it must not outlive that model.
+        (output / "training.json").unlink(missing_ok=True)
+        with atomic_directory(result.model_dir) as directory:
+            model.save_pretrained(directory)
+            tokenizer.save_pretrained(directory)
+        write_json_atomic(
+            output / "training.json",
+            {
+                "run": run,
+                "config": _as_json(config),
+                "train_rows": len(rows),
+                "eval_rows": len(held_out),
+                "steps": steps,
+                "seconds": seconds,
+                "metrics": metrics,
+            },
+        )
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    return result
+
+
+class R2DTrainer(Trainer):
+    """Trainer with `r2d_loss` in the place of logits and loss, and its parts in the log."""
+
+    # r2d_loss divides by the counts of the whole accumulation window.
+    loss_is_scaled_for_ga = True
+
+    def __init__(self, *, config: TrainConfig, pivots: PivotIds | None, **trainer: Any) -> None:
+        super().__init__(**trainer)
+        self.config = config
+        self.pivots = pivots
+        held_out: Any = self.eval_dataset or []
+        labels = [label for row in held_out for label in row["labels"][1:]]
+        self.eval_counts = self._count(torch.tensor(labels, dtype=torch.int64))
+        self.tally = self._nothing()
+        self.seconds_before = 0.0
+        self.started = time.monotonic()
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """The micro-batch's share of the window's loss.
+
+        The model's output layer is asked for the loss instead of logits. It stays inside the
+        model's forward pass, where wrappers (autocast, DDP, ZeRO) expect its weight to be used.
+        """
+        counts = num_items_in_batch if model.training else self.eval_counts
+        head = _output_layer(self.accelerator.unwrap_model(model))
+        targets = F.pad(inputs["labels"][:, 1:], (0, 1), value=IGNORED).flatten()
+        losses: list[R2DLoss] = []
+
+        def loss_of(hidden: Tensor) -> Tensor:
+            loss = r2d_loss(
+                hidden.flatten(0, 1),
+                head.weight,
+                targets,
+                self.pivots,
+                pivot_weight=self.config.pivot_weight,
+                contrast=self.config.contrast,
+                pivot_ce_weight=self.config.pivot_ce_weight,
+                n_items=counts[0],
+                class_counts=counts[1:],
+                impl=self.config.impl,
+            )
+            losses.append(loss)
+            return loss.total
+
+        with _forward_replaced(head, loss_of):
+            # No attention mask: padding is on the right, where causal attention never looks.
+            total = model(input_ids=inputs["input_ids"], use_cache=False).logits
+        self.tally += _tally(losses[0], counts)
+        # Data-parallel training averages gradients over processes; ours are shares of one sum.
+        total = total * self.accelerator.num_processes
+        return (total, {}) if return_outputs else total
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        """The window's batches and the denominators of its loss: int64 [4], targets in all and of
+        each pivot class, over all processes.
+        """
+        batches = list(itertools.islice(epoch_iterator, num_batches))
+        counts = self._nothing(4).long()
+        for batch in batches:
+            counts += self._count(batch["labels"][:, 1:])
+        return batches, self.accelerator.reduce(counts, "sum")
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Trainer's loop, with the split's own loss and parts in place of a mean of batch means."""
+        training_tally, self.tally = self.tally, self._nothing()
+        output: Any = super().evaluation_loop(*args, **kwargs)
+        total, summary = self._summary()
+        self.tally = training_tally
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        output.metrics[f"{prefix}_loss"] = total
+        output.metrics.update({f"{prefix}_{name}": value for name, value in summary.items()})
+        return output
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the parts of the loss and the seconds; stop at a loss that is not finite."""
+        if "loss" in logs:
+            if not math.isfinite(logs["loss"]):
+                raise InputError(
+                    f"the loss is {logs['loss']} at step {self.state.global_step}: "
+                    "lower learning_rate or max_grad_norm, or lengthen the warm-up"
+                )
+            logs.update(self._summary()[1])
+            self.tally = self._nothing()
+        logs["seconds"] = round(self.seconds_before + time.monotonic() - self.started, 3)
+        super().log(logs, start_time)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Not counted: Trainer walks through all modules for it at every micro-batch."""
+        return 0
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> WindowSampler:
+        rows: Any = self.train_dataset
+        self.sampler = WindowSampler(
+            [len(row["input_ids"]) for row in rows],
+            window=self.args.per_device_train_batch_size
+            * self.args.gradient_accumulation_steps
+            * self.accelerator.num_processes,
+            seed=self.args.seed,
+            group_by_length=self.config.group_by_length,
+        )
+        return self.sampler
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        super()._save_checkpoint(*args, **kwargs)
+        if self.is_world_process_zero():
+            checkpoint = f"checkpoint-{self.state.global_step}"
+            write_text_atomic(Path(str(self.args.output_dir), checkpoint, WHOLE), "")
+
+    def _nothing(self, length: int = 15) -> Tensor:
+        return torch.zeros(length, dtype=torch.float64, device=self.args.device)
+
+    def _count(self, labels: Tensor) -> Tensor:
+        ids = dataclasses.astuple(self.pivots)[:3] if self.pivots else (IGNORED - 1,) * 3
+        counts = [(labels != IGNORED).sum(), *((labels == each).sum() for each in ids)]
+        return torch.stack(counts).to(self.args.device)
+
+    def _summary(self) -> tuple[float, dict[str, float]]:
+        """Objective and parts of all that was tallied, over all processes."""
+        tally = self.accelerator.reduce(self.tally, "sum").tolist()
+        total, nll, items = tally[:3]
+        pivot_nll, counts, correct, greedy = (tally[i : i + 3] for i in (3, 6, 9, 12))
+        summary = {"targets": int(items), "cross_entropy": nll / max(items, 1)}
+        if any(counts):
+            summary["pivot_loss"] = sum(
+                nll / count for nll, count in zip(pivot_nll, counts, strict=True) if count
+            )
+        for c, name in enumerate(CLASSES):
+            if counts[c]:
+                summary[f"pivot_count_{name}"] = int(counts[c])
+                summary[f"pivot_accuracy_{name}"] = correct[c] / counts[c]
+                summary[f"pivot_greedy_{name}"] = greedy[c] / counts[c]
+        return total, summary
+
+
+class WindowSampler(torch.utils.data.Sampler[int]):
+    """The order of the examples in one epoch, a function of seed and epoch alone.
+
+    A window is the examples of one step on all processes: which examples it holds does not depend
+    on how it is cut into batches. With ``group_by_length`` the examples of a window are of like
+    length, longest first, and the windows come in random order. (Trainer's own length grouping
+    draws from the global generator, so that a resumed epoch has another order, and runs from long
+    examples to short ones over and over.)
+    """
+
+    POOL = 20  # windows that are sorted together: enough to save padding, few enough to mix
+
+    def __init__(
+        self, lengths: Sequence[int], *, window: int, seed: int, group_by_length: bool
+    ) -> None:
+        self.lengths = np.asarray(lengths)
+        self.window, self.seed, self.group_by_length = window, seed, group_by_length
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        random = np.random.default_rng([self.seed, self.epoch])
+        order = random.permutation(len(self.lengths))
+        if self.group_by_length:
+            whole = len(order) // self.window * self.window
+            windows = []
+            for begin in range(0, whole, self.window * self.POOL):
+                pool = order[begin : min(begin + self.window * self.POOL, whole)]
+                pool = pool[np.argsort(-self.lengths[pool], kind="stable")]
+                windows += np.split(pool, len(pool) // self.window)
+            random.shuffle(windows)
+            rest = order[whole:]
+            rest = rest[np.argsort(-self.lengths[rest], kind="stable")]
+            order = np.concatenate([*windows, rest])
+        return iter(order.tolist())
+
+
+class _RunLog(TrainerCallback):
+    """Writes log.jsonl, and sees that nothing measured is lost between two sessions of a run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.trainer: R2DTrainer | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        assert self.trainer is not None
+        lines = _measured(state.log_history)
+        self.trainer.seconds_before = lines[-1]["seconds"] if lines else 0.0
+        self.trainer.started = time.monotonic()
+        if state.is_world_process_zero:
+            # What a killed session wrote after its last checkpoint will be written again.
+            write_text_atomic(self.path, "".join(json.dumps(line) + "\n" for line in lines))
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        # accelerate does not pass the epoch through to the sampler of a resumed, sharded loader.
+        assert self.trainer is not None
+        self.trainer.sampler.set_epoch(int(state.epoch or 0))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        last = state.global_step >= state.max_steps
+        if last:
+            control.should_save = False  # the finished model is saved instead
+        if control.should_save or last:
+            control.should_log = True
+
+    def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.is_world_process_zero and _measured(state.log_history[-1:]):
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(state.log_history[-1]) + "\n")
+
+
+WHOLE = "whole"
+"""The file written last into a checkpoint: one without it was cut off."""
+
+
+def _last_whole_checkpoint(checkpoints: Path) -> str | None:
+    """The latest whole checkpoint; those that were cut off are removed."""
+    found = sorted(checkpoints.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    whole = [path for path in found if (path / WHOLE).exists()]
+    for path in found:
+        if path not in whole:
+            shutil.rmtree(path, ignore_errors=True)
+    return str(whole[-1]) if whole else None
+
+
+def _finished(output: Path, run: str) -> TrainResult | None:
+    """The result recorded in ``output``, when it is this run's."""
+    record_path, model_dir = output / "training.json", output / "model"
+    if not record_path.exists() or not model_dir.is_dir():
+        return None
+    try:
+        record = json.loads(record_path.read_text(encoding="utf-8"))
+        if record["run"] != run:
+            return None
+        fields = {name: record[name] for name in ("run", "steps", "seconds", "metrics")}
+    except (ValueError, KeyError, TypeError):
+        raise InputError(
+            f"{record_path}: not the record of a training run; remove it to train again"
+        ) from None
+    return TrainResult(model_dir, output / "log.jsonl", **fields)
+
+
+def _fingerprint(
+    config: TrainConfig,
+    pivots: PivotIds | None,
+    rows: Sequence[Row],
+    held_out: Sequence[Row],
+    model: PreTrainedModel,
+) -> str:
+    """16 hex digits of everything that decides what comes out, but not of where it is written."""
+    digest = hashlib.blake2b(digest_size=8)
+    settings = {name: value for name, value in _as_json(config).items() if name != "output_dir"}
+    pivot_ids = dataclasses.astuple(pivots) if pivots else None
+    digest.update(json.dumps([settings, pivot_ids, len(rows), len(held_out)]).encode())
+    for row in itertools.chain(rows, held_out):
+        digest.update(array("q", [len(row["input_ids"]), *row["input_ids"], *row["labels"]]))
+    for name, tensor in itertools.chain(model.named_parameters(), model.named_buffers()):
+        header = [name, str(tensor.dtype), list(tensor.shape), tensor.requires_grad]
+        digest.update(json.dumps(header).encode())
+        digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _arguments(config: TrainConfig, checkpoints: Path, *, evaluate: bool) -> TrainingArguments:
+    arguments = TrainingArguments(
+        output_dir=str(checkpoints),
+        seed=config.seed,
+        max_steps=config.max_steps or -1,
+        num_train_epochs=config.epochs or 0,
+        learning_rate=config.learning_rate,
+        per_device_train_batch_size=config.batch_size,
+        per_device_eval_batch_size=config.batch_size,
+        gradient_accumulation_steps=config.accumulation,
+        warmup_steps=config.warmup_ratio,
+        weight_decay=config.weight_decay,
+        lr_scheduler_type=config.lr_scheduler,
+        max_grad_norm=config.max_grad_norm,
+        bf16=config.bf16,
+        logging_steps=config.logging_steps,
+        logging_nan_inf_filter=False,  # it hides a broken run, and reads the loss at every batch
+        save_strategy="steps" if config.save_steps else "no",
+        save_steps=config.save_steps or 1,
+        save_total_limit=2,  # while the newest is being written, one is whole
+        eval_strategy="steps" if evaluate else "no",
+        eval_steps=config.eval_steps or 10**9,
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        disable_tqdm=False,
+        report_to="none",
+    )
+    # Several GPUs are used by starting several processes (accelerate launch), not by DataParallel.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
+
+
+def _reports(config: TrainConfig, output: Path) -> list[TrainerCallback]:
+    if config.report_to == "none":
+        return []
+    from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+    return [TensorBoardCallback(SummaryWriter(str(output / "tensorboard")))]
+
+
+def _output_layer(model: Any) -> nn.Linear:
+    """The layer that makes the logits, once it is sure that nothing else has a part in them."""
+    head = model.get_output_embeddings()
+    config = model.config.get_text_config()
+    scaled = [
+        name
+        for name in ("final_logit_softcapping", "logit_scale", "logits_scaling")
+        if getattr(config, name, None) not in (None, 1)
+    ]
+    if head is None or getattr(head, "bias", None) is not None or scaled:
+        reason = f"the configuration has {scaled[0]}" if scaled else f"its output layer is {head}"
+        raise InputError(
+            f"model {type(model).__name__}: expected logits that are a linear layer, without bias, "
+            f"of the hidden states, but {reason}"
+        )
+    return head
+
+
+def _pivots(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> PivotIds | None:
+    try:
+        return PivotIds.from_tokenizer(tokenizer)
+    except InputError:
+        if config.pivot_weight == 0 and config.pivot_ce_weight == 1:
+            return None  # plain cross-entropy asks for no pivots
+        raise
+
+
+def _check_rows(name: str, rows: Sequence[Row], vocabulary: int) -> None:
+    if not rows:
+        raise InputError(f"{name}: expected at least one example, got none")
+    for number, row in enumerate(rows):
+        if not isinstance(row, Mapping) or not {"input_ids", "labels"} <= row.keys():
+            raise InputError(f"{name}[{number}]: expected a dict with input_ids and labels")
+        ids, labels = row["input_ids"], row["labels"]
+        if len(ids) != len(labels) or not len(ids):
+            raise InputError(
+                f"{name}[{number}]: expected input_ids and labels of one length, "
+                f"got {len(ids)} and {len(labels)}"
+            )
+        for field, values in (("input_ids", ids), ("labels", [y for y in labels if y != IGNORED])):
+            if values and not 0 <= min(values) <= max(values) < vocabulary:
+                raise InputError(
+                    f"{name}[{number}] {field}: expected ids from 0 to {vocabulary - 1} (the rows "
+                    f"of the embedding), got {min(values)} to {max(values)}; "
+                    "was the vocabulary expanded?"
+                )
+
+
+def _tally(loss: R2DLoss, counts: Tensor) -> Tensor:
+    """Sums, float64 [15]: objective, NLL, targets; and by class NLL, targets, correct, greedy."""
+    denominators = counts.clamp(min=1)
+    return torch.cat(
+        [
+            loss.total.detach()[None].double(),
+            (loss.cross_entropy * denominators[0])[None],
+            loss.n_items[None],
+            loss.pivot_by_class * denominators[1:],
+            loss.counts,
+            loss.correct,
+            loss.greedy,
+        ]
+    )
+
+
+def _measured(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The lines of the log: without Trainer's closing summary, which knows only this session."""
+    return [line for line in history if "loss" in line or "eval_loss" in line]
+
+
+def _as_json(config: TrainConfig) -> dict[str, Any]:
+    return {**dataclasses.asdict(config), "output_dir": os.fspath(config.output_dir)}
+
+
+@contextmanager
+def _forward_replaced(module: nn.Module, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Let ``module`` compute something else, hooks and parameters being its own."""
+    own = module.__dict__.get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+        if own is not None:
+            module.forward = own
