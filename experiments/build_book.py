@@ -1,0 +1,415 @@
+"""Make the HTML book from an experiment's results.
+
+    python experiments/build_book.py --experiment toy
+
+The book is rendered from ``_build/source``, a tree with the repository's own paths (so that
+"launch" and "source" links hold), into ``_build/html``:
+
+- the prose of ``book/`` and, for each notebook of ``_toc.yml``, the executed copy of the headline
+  run (first base seed, R2D);
+- every other run, under ``runs/``, in a part of its own of the table of contents;
+- what only the results know: the front page's figure and findings, the paper's tables with
+  intervals, the provenance footer of every page, the data to download.
+
+A notebook that failed, or is missing, stops the build before it starts. Sphinx always builds from
+nothing (its increments keep stale numbers); when nothing at all changed, nothing is done. The old
+book stays until the new one is whole.
+
+Exit status: 0 done, 1 Sphinx found a fault, 2 the results are not fit for a book.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import html
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pandas as pd
+import yaml
+
+sys.path.insert(0, str(Path(__file__).parent))
+import paper_tables
+
+from r2d_core.errors import InputError
+from r2d_core.experiment import Experiment, load_experiment
+from r2d_core.records import atomic_directory, write_text_atomic
+
+ROOT = Path(__file__).resolve().parents[1]
+SMOKE_BANNER = (
+    "<strong>Smoke test.</strong> Every number in this book comes from a run so small that it only "
+    "shows that the machinery works. The numbers mean nothing."
+)
+TOOLS = ("jupyter-book", "sphinx", "sphinx-book-theme", "myst-nb", "sphinxcontrib-bibtex")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One executed notebook: ``name`` is its source's, without suffix."""
+
+    name: str
+    base_seed: int | None
+    method: str | None
+    file: Path
+
+    @property
+    def docname(self) -> str:
+        """Its page, when it is not the headline run."""
+        parts = ["runs"]
+        if self.base_seed is not None:
+            parts.append(f"base{self.base_seed}")
+        if self.method is not None:
+            parts.append(self.method)
+        return "/".join([*parts, self.name])
+
+    @property
+    def label(self) -> str:
+        parts = [self.name]
+        if self.method is not None:
+            parts.append(self.method)
+        if self.base_seed is not None:
+            parts.append(f"base {self.base_seed}")
+        return ", ".join(parts)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="build_book.py", description="Make the HTML book.")
+    parser.add_argument("--experiment", required=True, help="a name in experiments/ and results/")
+    parser.add_argument("--root", type=Path, default=ROOT, help="the repository")
+    options = parser.parse_args(arguments)
+    root: Path = options.root.resolve()
+    try:
+        with atomic_directory(root / "_build" / "source") as staged:
+            stage(root, options.experiment, staged)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return build(root / "_build")
+
+
+def build(home: Path) -> int:
+    """Render ``home/source`` into ``home/html``, from nothing, unless it is that already."""
+    stamp, fresh = home / "html.sha256", _tree_hash(home / "source")
+    front = home / "html" / "index.html"
+    if front.exists() and stamp.exists() and stamp.read_text() == fresh:
+        print(f"nothing changed: {front}")
+        return 0
+    work = home / "next"
+    shutil.rmtree(work, ignore_errors=True)
+    command = [str(Path(sys.executable).with_name("jupyter-book")), "build", str(home / "source")]
+    command += ["--path-output", str(work), "--all", "-W", "-n", "--keep-going"]
+    # Sphinx's workers are single-threaded and so are ours: no threads of a numeric library.
+    environment = os.environ | {"PYDEVD_DISABLE_FILE_VALIDATION": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    if done.returncode:
+        print(done.stdout, file=sys.stderr)
+        print(
+            "error: the book was not built; the warnings above name the page and line to mend",
+            file=sys.stderr,
+        )
+        return 1
+    stamp.unlink(missing_ok=True)
+    shutil.rmtree(home / "html", ignore_errors=True)
+    os.replace(work / "_build" / "html", home / "html")
+    shutil.rmtree(work)
+    write_text_atomic(stamp, fresh)
+    print(f"the book: {front}")
+    return 0
+
+
+# ------------------------------------------------------------------------------------------------
+# Staging
+
+
+def stage(root: Path, name: str, staged: Path) -> None:
+    """Fill ``staged`` with everything that Sphinx reads; InputError for unfit results."""
+    experiment = load_experiment(root / "experiments" / f"{name}.yaml")
+    results = root / "results" / name
+    toc = yaml.safe_load((root / "_toc.yml").read_text())
+    runs = executed_runs(experiment, results / "notebooks")
+    headline = {run.name: run for run in headline_runs(toc, experiment, runs, results)}
+
+    shutil.copytree(
+        root / "book", staged / "book", ignore=shutil.ignore_patterns("__pycache__", "generated")
+    )
+    for run in headline.values():
+        _stage_notebook(run, staged / "notebooks" / f"{run.name}.ipynb", run.name)
+    others = [run for run in runs if run not in headline.values()]
+    for run in others:
+        _stage_notebook(run, staged / f"{run.docname}.ipynb", run.label)
+
+    downloads = _stage_data(results, staged / "runs" / "data", name)
+    write_text_atomic(
+        staged / "runs" / "index.md", _runs_page(experiment, headline, others, downloads)
+    )
+    _stage_generated(root, results, staged / "book" / "generated")
+    toc.setdefault("parts", []).append(_all_runs_part(others))
+    write_text_atomic(staged / "_toc.yml", yaml.safe_dump(toc, sort_keys=False))
+    config = yaml.safe_load((root / "_config.yml").read_text())
+    config["html"]["extra_footer"] = footer(experiment, results, root)
+    if name == "smoke":
+        config["html"]["announcement"] = SMOKE_BANNER
+    write_text_atomic(staged / "_config.yml", yaml.safe_dump(config, sort_keys=False))
+
+
+def executed_runs(experiment: Experiment, folder: Path) -> list[Run]:
+    """The executed notebooks of the experiment's grid, in order; InputError if one failed."""
+    runs = []
+    for file in sorted(folder.glob("*.ipynb")):
+        match = re.fullmatch(r"(\d\d_\w+?)(?:-base(\d+))?(?:-(\w+))?", file.stem)
+        if match is None:
+            continue
+        base_seed = None if match[2] is None else int(match[2])
+        if base_seed is not None and base_seed not in experiment.base_seeds:
+            continue
+        if match[3] is not None and match[3] not in experiment.methods:
+            continue
+        if problem := _failure(file):
+            raise InputError(
+                f"{file}: {problem}; a book is not made from failed runs, run it again"
+            )
+        runs.append(Run(match[1], base_seed, match[3], file))
+    return sorted(runs, key=lambda run: (run.name, run.base_seed or 0, _rank(experiment, run)))
+
+
+def headline_runs(
+    toc: dict[str, Any], experiment: Experiment, runs: list[Run], results: Path
+) -> Iterator[Run]:
+    """The run that each notebook of the table of contents stands for."""
+    method = "r2d" if "r2d" in experiment.methods else experiment.methods[-1]
+    for name in _notebooks_in(toc):
+        fit = [
+            run
+            for run in runs
+            if run.name == name
+            and run.base_seed in (None, experiment.base_seeds[0])
+            and run.method in (None, method)
+        ]
+        if not fit:
+            raise InputError(
+                f"{results / 'notebooks'}: no executed {name} for base seed "
+                f"{experiment.base_seeds[0]} and {method}; finish the experiment with `python "
+                f"experiments/run_experiment.py experiments/{experiment.name}.yaml`"
+            )
+        yield fit[0]
+
+
+def _rank(experiment: Experiment, run: Run) -> int:
+    return experiment.methods.index(run.method) if run.method else 0
+
+
+def _notebooks_in(toc: Any) -> Iterator[str]:
+    if isinstance(toc, dict):
+        file = toc.get("file", "")
+        if file.startswith("notebooks/"):
+            yield file.removeprefix("notebooks/").removesuffix(".ipynb")
+        toc = list(toc.values())
+    if isinstance(toc, list):
+        for each in toc:
+            yield from _notebooks_in(each)
+
+
+def _failure(file: Path) -> str:
+    """What went wrong in an executed notebook, or nothing. papermill leaves three traces."""
+    try:
+        notebook = nbformat.read(file, as_version=4)
+    except (ValueError, KeyError, AttributeError, nbformat.ValidationError) as error:
+        return f"not a readable notebook ({' '.join(str(error).split())[:100]})"
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            if output.output_type == "error":
+                said = " ".join(f"{output.ename}: {output.evalue}".split())
+                return f"the notebook failed: {said[:200]}"
+        if "papermill-error-cell-tag" in cell.metadata.get("tags", []):
+            return "the notebook failed"
+    recorded = notebook.metadata.get("papermill", {})
+    if recorded.get("exception"):
+        return "the notebook failed"
+    if recorded and not recorded.get("end_time"):
+        return "the notebook has not ended"
+    return ""
+
+
+def _stage_notebook(run: Run, target: Path, label: str) -> None:
+    notebook = nbformat.read(run.file, as_version=4)
+    # A language that Sphinx's highlighter knows, whatever kernel name ran it.
+    notebook.metadata.setdefault("language_info", {"name": "python"})
+    if label != run.name and notebook.cells and notebook.cells[0].cell_type == "markdown":
+        source = notebook.cells[0].source
+        notebook.cells[0].source = f"{source}\n\n*This is the run {label}.*"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(notebook, target)
+
+
+# ------------------------------------------------------------------------------------------------
+# What only the results know
+
+
+def _stage_generated(root: Path, results: Path, target: Path) -> None:
+    figure = _result(results / "results" / "main_figure.svg")
+    findings = _result(results / "results" / "findings.md")
+    parts = {
+        "main_figure.md": f'`````{{raw}} html\n<div class="r2d-figure">{figure}</div>\n`````',
+        "findings.md": findings,
+    }
+    tables = sorted(results.glob("base*/*/attacks/table.csv"))
+    if not tables:
+        raise InputError(f"{results}: no base*/*/attacks/table.csv; finish the experiment")
+    ours = pd.concat([pd.read_csv(table) for table in tables])
+    paper = paper_tables.read_paper(root / "book" / "paper_results.csv")
+    parts |= paper_tables.pages(paper, ours)
+    for file, text in parts.items():
+        write_text_atomic(target / file, text + "\n")
+
+
+def _result(file: Path) -> str:
+    try:
+        return file.read_text()
+    except FileNotFoundError:
+        raise InputError(
+            f"{file}: no such file; the notebook 07_results_at_a_glance writes it, run it again"
+        ) from None
+
+
+def _stage_data(results: Path, target: Path, name: str) -> list[tuple[str, int]]:
+    """The tables of the comparison one by one and all records of all runs as one zip."""
+    target.mkdir(parents=True)
+    downloads = []
+    for folder in ("results", "ablations"):
+        for file in sorted((results / folder).glob("*.csv")):
+            shutil.copyfile(file, target / f"{folder}_{file.name}")
+            downloads.append((f"{folder}_{file.name}", file.stat().st_size))
+    archive = target / f"r2d-{name}.zip"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as bundle:
+        for file in sorted(results.rglob("*")):
+            inside = file.relative_to(results)
+            hidden = any(part.startswith(".") for part in inside.parts)
+            wanted = file.suffix in (".csv", ".json", ".jsonl", ".svg", ".md", ".yaml")
+            if file.is_file() and wanted and not hidden and "model" not in inside.parts:
+                # One date for all, so that equal results make an equal archive.
+                entry = zipfile.ZipInfo(f"r2d-{name}/{inside.as_posix()}", (1980, 1, 1, 0, 0, 0))
+                entry.compress_type = zipfile.ZIP_DEFLATED
+                entry.external_attr = 0o644 << 16
+                bundle.writestr(entry, file.read_bytes())
+    return [(archive.name, archive.stat().st_size), *downloads]
+
+
+def _runs_page(
+    experiment: Experiment,
+    headline: dict[str, Run],
+    others: list[Run],
+    downloads: list[tuple[str, int]],
+) -> str:
+    lines = [
+        "# All runs and their data",
+        "",
+        f"Every notebook run of the experiment `{experiment.name}` ({experiment.title}), as it was "
+        "executed. The chapters of the book show the first base seed and R2D, here called the "
+        "headline run.",
+        "",
+        "## Data",
+        "",
+    ]
+    for name, size in downloads:
+        what = "every record of every run" if name.endswith(".zip") else "table"
+        lines.append(f"- {{download}}`{name} <data/{name}>` ({_size(size)}): {what}")
+    lines += ["", "## Runs", "", "| notebook | base seed | method | page |", "|---|---|---|---|"]
+    for run in sorted([*headline.values(), *others], key=lambda run: run.name):
+        chapter = headline.get(run.name) == run
+        page = f"/notebooks/{run.name}" if chapter else f"/{run.docname}"
+        text = "headline run" if chapter else "run"
+        base = "–" if run.base_seed is None else run.base_seed
+        lines.append(f"| {run.name} | {base} | {run.method or '–'} | {{doc}}`{text} <{page}>` |")
+    return "\n".join(lines) + "\n"
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**20:.1f} MB" if count >= 2**20 else f"{max(count / 2**10, 0.1):.1f} kB"
+
+
+def _all_runs_part(others: list[Run]) -> dict[str, Any]:
+    index: dict[str, Any] = {"file": "runs/index", "title": "All runs and their data"}
+    if others:
+        index["sections"] = [{"file": run.docname, "title": run.label} for run in others]
+    return {"caption": "All runs", "chapters": [index]}
+
+
+def footer(experiment: Experiment, results: Path, root: Path) -> str:
+    """What made the numbers of the book, in two lines, from the records that the runs left."""
+    records = []
+    for file in sorted(results.rglob("*.json")):
+        try:
+            content = json.loads(file.read_bytes())
+        except ValueError:
+            continue  # a model's own files lie here too; ours are written whole or not at all
+        if isinstance(content, dict) and isinstance(content.get("provenance"), dict):
+            records.append(content["provenance"])
+    if not records:
+        raise InputError(f"{results}: no result file says what made it (the key 'provenance')")
+    latest = max(records, key=lambda record: record["ended"])
+    commits = sorted(
+        {f"{str(each['commit'])[:12]}{'+' if each['dirty'] else ''}" for each in records}
+    )
+    versions = latest["versions"]
+    hardware = latest["hardware"]
+    machine = ", ".join(hardware.get("gpus") or [f"{hardware['cpu']}, {hardware['cores']} threads"])
+    first, last = min(each["started"] for each in records)[:10], latest["ended"][:10]
+    numbers = [
+        f"Experiment {experiment.name}: {experiment.title}, {experiment.partition} items, "
+        f"{len(experiment.base_seeds)} base × {len(experiment.safety_seeds)} safety seeds",
+        f"run {first if first == last else f'{first} to {last}'}",
+        f"commit {', '.join(commits)}",
+        ", ".join(f"{name} {versions[name]}" for name in _SHOWN if name in versions),
+        machine,
+    ]
+    built = f"Book built {datetime.now(UTC):%Y-%m-%d} from commit {_head(root)}"
+    note = " A + marks a commit with uncommitted changes." if "+" in "".join(commits) else ""
+    return (
+        f'<div class="r2d-provenance"><p>{html.escape(" · ".join(numbers))}</p>'
+        f"<p>{html.escape(built)}.{note}</p></div>"
+    )
+
+
+_SHOWN = ("python", "torch", "transformers")
+
+
+def _head(root: Path) -> str:
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "--short=12", "HEAD"],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        return os.environ.get("R2D_COMMIT", "unknown")[:12]
+    return found.stdout.strip()
+
+
+def _tree_hash(tree: Path) -> str:
+    digest = hashlib.sha256()
+    for tool in TOOLS:
+        digest.update(f"{tool} {metadata.version(tool)}\n".encode())
+    for file in sorted(path for path in tree.rglob("*") if path.is_file()):
+        content = file.read_bytes()
+        digest.update(f"{file.relative_to(tree).as_posix()}\0{len(content)}\0".encode())
+        digest.update(content)
+    return digest.hexdigest()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,186 @@
+"""The paper's tables as the book shows them: each rate with the interval that its n leaves.
+
+The paper prints percentages of n = 100 prompts without intervals. Here they get Wilson's, tests of
+their differences, and beside them the rates of our own experiment on the attacks that are the
+nearest analogue. The input is ``book/paper_results.csv``.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+from scipy.stats import fisher_exact
+
+from r2d_core.errors import InputError
+from r2d_core.metrics import Rate, holm
+from r2d_core.plots import paper_intervals
+
+N = 100  # prompts behind each of the paper's attack success rates
+ANALOGUES = {"PAIR": "refinement", "GCG": "gcg_answer", "JBC": "wrapper"}
+ARMS = {
+    "Vanilla": "vanilla",
+    "SafetyTunedLlamas": "refusal",
+    "R2D": "r2d",
+    "w/o CPO": "r2d_no_cpo",
+    "w/o pivot": "r2d_no_pivots",
+}
+
+
+def read_paper(path: Path) -> pd.DataFrame:
+    """The rows of ``paper_results.csv``: table, model, task, method, metric, value."""
+    try:
+        paper = pd.read_csv(path, keep_default_na=False)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; the page on the paper is made from it") from None
+    missing = {"table", "model", "task", "method", "metric", "value"} - set(paper.columns)
+    if missing:
+        raise InputError(f"{path}: the columns {', '.join(sorted(missing))} are missing")
+    return paper
+
+
+def pages(paper: pd.DataFrame, ours: pd.DataFrame) -> dict[str, str]:
+    """The generated parts of the page on the paper, by file name, as MyST Markdown.
+
+    ``ours`` holds the rows of all ``attacks/table.csv`` of the experiment.
+    """
+    asr = paper[paper["metric"] == "ASR"]
+    main, reasoning = asr[asr["table"] == 1], asr[asr["table"] == 2]
+    ablation, prompting = asr[asr["table"] == 4], asr[asr["table"] == 5]
+    chosen = main[main["method"].isin(["Vanilla", "SafetyTunedLlamas", "R2D"])]
+    figure_1 = paper_intervals(
+        chosen,
+        n=N,
+        alt="The paper's attack success rates without defence, with SafetyTunedLlamas and with "
+        "R2D, for six models and three attacks, with 95% intervals. Most intervals of the two "
+        "trained defences overlap.",
+    )
+    figure_4 = paper_intervals(
+        ablation,
+        n=N,
+        alt="The paper's ablation: attack success rates of R2D, R2D without CPO and R2D without "
+        "pivots, for seven models and three attacks, with 95% intervals.",
+    )
+    return {
+        "paper_figure_1.md": _raw(f'<div class="r2d-figure">{figure_1.markup}</div>'),
+        "paper_figure_4.md": _raw(f'<div class="r2d-figure">{figure_4.markup}</div>'),
+        "paper_table_1.md": _asr_tables(main),
+        "paper_table_2.md": _asr_tables(reasoning),
+        "paper_table_3.md": _accuracy_table(paper[paper["table"] == 3]),
+        "paper_table_4.md": _asr_tables(ablation),
+        "paper_table_5.md": _asr_tables(prompting),
+        "paper_noise.md": "\n".join(
+            f"- {line}"
+            for line in (
+                _differences(main, "R2D", "SafetyTunedLlamas"),
+                _differences(ablation, "R2D", "w/o CPO"),
+                _differences(ablation, "R2D", "w/o pivot"),
+            )
+        ),
+        "paper_beside_ours.md": _beside(pd.concat([main, ablation]), ours),
+    }
+
+
+def _asr_tables(rows: pd.DataFrame) -> str:
+    parts = []
+    methods = list(dict.fromkeys(rows["method"]))
+    for task, of_task in rows.groupby("task", sort=False):
+        cells = {(row.model, row.method): float(str(row.value)) for row in of_task.itertuples()}
+        body = [
+            [_th(model), *(_rate_cell(cells.get((model, method))) for method in methods)]
+            for model in dict.fromkeys(of_task["model"])
+        ]
+        parts.append(_table(f"{task}: attack success rate, %", ["model", *methods], body))
+    return "\n\n".join(parts)
+
+
+def _rate_cell(value: float | None) -> str:
+    if value is None:
+        return "<td>–</td>"
+    rate = Rate(round(value * N / 100), N)
+    return f"<td>{value:.0f} <small>{_interval(rate)}</small></td>"
+
+
+def _accuracy_table(rows: pd.DataFrame) -> str:
+    cells = {(row.model, row.task, row.method): float(str(row.value)) for row in rows.itertuples()}
+    tasks = list(dict.fromkeys(rows["task"]))
+    body = []
+    for model in dict.fromkeys(rows["model"]):
+        line = [_th(model)]
+        for task in tasks:
+            before, after = cells[model, task, "Vanilla"], cells[model, task, "R2D"]
+            line.append(f"<td>{before:.1f} → {after:.1f} <small>{after - before:+.1f}</small></td>")
+        body.append(line)
+    return _table("Accuracy, %: before → after R2D training, difference", ["model", *tasks], body)
+
+
+def _differences(rows: pd.DataFrame, ours: str, other: str) -> str:
+    """In how many cells the two methods differ by more than chance, tested without pairs."""
+    cells = {(row.model, row.task, row.method): float(str(row.value)) for row in rows.itertuples()}
+    pairs = [
+        (round(value), round(cells[model, task, other]))
+        for (model, task, method), value in cells.items()
+        if method == ours and (model, task, other) in cells
+    ]
+    raw = [float(fisher_exact([[a, N - a], [b, N - b]]).pvalue) for a, b in pairs]
+    corrected = holm(raw)
+    lower = sum(a < b for a, b in pairs)
+    clear = sum(p < 0.05 and a < b for p, (a, b) in zip(raw, pairs, strict=True))
+    holds = sum(p < 0.05 and a < b for p, (a, b) in zip(corrected, pairs, strict=True))
+    return (
+        f"**{ours} against {other}**, {len(pairs)} cells: lower in {lower}; by more than chance "
+        f"(Fisher's exact test, p < 0.05) in {clear}; in {holds} when corrected for testing "
+        f"{len(pairs)} times (Holm)."
+    )
+
+
+def _beside(asr: pd.DataFrame, ours: pd.DataFrame) -> str:
+    counts = ours[ours["scope"] == "whole"].groupby(["attack", "method"])[["harmful", "n"]].sum()
+    body = []
+    for task, attack in ANALOGUES.items():
+        for label, method in ARMS.items():
+            values = asr[(asr["task"] == task) & (asr["method"] == label)]["value"].astype(float)
+            if (attack, method) in counts.index:
+                harmful, n = (int(number) for number in counts.loc[(attack, method)])
+                rate = Rate(harmful, n)
+                own = f"{100 * rate.rate:.1f} <small>{_interval(rate)}, n={n}</small>"
+            else:
+                own = "not run"
+            middle = (
+                f"{values.median():.0f} <small>({values.min():.0f} to {values.max():.0f})</small>"
+            )
+            body.append(
+                [
+                    _th(f"{task} / {attack}"),
+                    f"<td>{html.escape(label)} / {html.escape(method)}</td>",
+                    f"<td>{middle}</td>",
+                    f"<td>{own}</td>",
+                ]
+            )
+    heads = ["attack: paper / here", "method: paper / here", "paper: median (range) of its models",
+             "here [95% interval]"]  # fmt: skip
+    return _table("Attack success rate, %: the paper's models and our experiment", heads, body)
+
+
+def _interval(rate: Rate) -> str:
+    return f"[{100 * rate.low:.1f}, {100 * rate.high:.1f}]"
+
+
+def _th(text: object) -> str:
+    return f'<th scope="row">{html.escape(str(text))}</th>'
+
+
+def _table(caption: str, heads: Iterable[str], body: Iterable[Iterable[str]]) -> str:
+    head = "".join(f'<th scope="col">{html.escape(each)}</th>' for each in heads)
+    rows = "".join(f"<tr>{''.join(cells)}</tr>" for cells in body)
+    return _raw(
+        '<div class="r2d-scroll"><table class="dataframe r2d-numbers">'
+        f"<caption>{html.escape(caption)}</caption>"
+        f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
+    )
+
+
+def _raw(markup: str) -> str:
+    return f"`````{{raw}} html\n{markup}\n`````"

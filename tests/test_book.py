@@ -1,0 +1,348 @@
+"""The book: built from made-up runs with hostile text in them, and read in a real browser."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import json
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import nbformat
+import pandas as pd
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from r2d_core import plots
+
+ROOT = Path(__file__).resolve().parents[1]
+HOSTILE = (
+    "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'> "
+    "**bold** [link](javascript:alert(1)) {raw} `code` $x$ \x1b[31mred\x1b[0m --> ]]> </textarea>"
+)
+METHODS, ATTACKS = ("vanilla", "r2d"), ("direct", "wrapper")
+PER_RUN = {  # notebook -> what its runs differ in
+    "01_toy_world": "base",
+    "02_vocabulary_expansion": "base",
+    "03_cpo_training": "arm",
+    "04_attack_evaluation": "arm",
+    "05_over_refusal_and_utility": "arm",
+    "06_ablations": "",
+    "07_results_at_a_glance": "",
+}
+
+
+def attack_table(method: str, base_seed: int) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "method": method, "base_seed": base_seed, "seed": 0, "attack": attack,
+            "split": "seen", "scope": "whole", "n": 20,
+            "harmful": 18 if method == "vanilla" else 2 * at, "refused": 10 - 5 * at,
+            "correct": 0, "garbled": 1, "prompt_tokens": 9.0, "response_tokens": 12.0,
+        }
+        for at, attack in enumerate(ATTACKS)
+    )  # fmt: skip
+
+
+def executed(name: str) -> nbformat.NotebookNode:
+    """What a run leaves: parameters, a hostile table, hostile print-out, a figure, a trace."""
+    shown = pd.DataFrame({"prompt": [HOSTILE], "completion": [HOSTILE[::-1]]})
+    figure = plots.asr_intervals(attack_table("r2d", 0), alt=f"{name}: {HOSTILE}", title=HOSTILE)
+    trace = plots.pivot_trace(
+        [plots.TraceToken(HOSTILE), plots.TraceToken("[UNSAFE]", 0.1, 0.8)],
+        alt=name,
+        prompt=HOSTILE,
+    )
+
+    def displayed(thing, count):
+        if isinstance(thing, pd.DataFrame):
+            data = {"text/html": thing.to_html(), "text/plain": str(thing)}
+        else:
+            data = thing._repr_mimebundle_()
+        return [new_output("execute_result", data=data, execution_count=count)]
+
+    cells = [
+        new_markdown_cell(f"# {name}\n\nA sentence with $x^2$ and\n\n$$\ny = \\sum_i x_i\n$$"),
+        new_code_cell("seed = 0", metadata={"tags": ["parameters"]}, execution_count=1),
+        new_code_cell("print(completion)", outputs=[new_output("stream", text=HOSTILE + "\n")],
+                      execution_count=2),
+        new_code_cell("table", outputs=displayed(shown, 3), execution_count=3),
+        new_code_cell("figure", outputs=displayed(figure, 4), execution_count=4),
+        new_code_cell("trace", outputs=displayed(trace, 5), execution_count=5),
+    ]  # fmt: skip
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    ran = {"start_time": "2026-11-23T01:00:00", "end_time": "2026-11-23T01:01:00"}
+    about = {"kernelspec": kernel, "papermill": ran | {"exception": None}}
+    return new_notebook(cells=cells, metadata=about)
+
+
+def make_root(root: Path, experiment: str = "toy") -> Path:
+    """A repository's book rooms with the results of a made-up experiment."""
+    for name in ("_config.yml", "_toc.yml"):
+        shutil.copy(ROOT / name, root / name)
+    shutil.copytree(ROOT / "book", root / "book")
+    (root / "experiments").mkdir()
+    (root / "experiments" / f"{experiment}.yaml").write_text(
+        f"name: {experiment}\ntitle: A made-up experiment <b>\nbase_seeds: [0, 1]\n"
+        f"safety_seeds: [0]\nmethods: [{', '.join(METHODS)}]\nattacks: [{', '.join(ATTACKS)}]\n"
+    )
+    results = root / "results" / experiment
+    notebooks = results / "notebooks"
+    notebooks.mkdir(parents=True)
+    for name, kind in PER_RUN.items():
+        runs = {"": [name]}
+        runs["base"] = [f"{name}-base{base}" for base in (0, 1)]
+        runs["arm"] = [f"{name}-base{base}-{method}" for base in (0, 1) for method in METHODS]
+        for run in runs[kind]:
+            if run.startswith("03") and "vanilla" in run:
+                continue
+            nbformat.write(executed(name), notebooks / f"{run}.ipynb")
+    record = {
+        "commit": "0123456789abcdef", "dirty": True, "started": "2026-11-22T23:00:00+00:00",
+        "ended": "2026-11-23T01:00:00+00:00", "versions": {"python": "3.11.7", "torch": "2.13.0"},
+        "hardware": {"cpu": "A <b>CPU</b>", "cores": 2, "gpus": []},
+    }  # fmt: skip
+    for base in (0, 1):
+        for method in METHODS:
+            home = results / f"base{base}" / method / "attacks"
+            home.mkdir(parents=True)
+            attack_table(method, base).to_csv(home / "table.csv", index=False)
+            (home / "attacks.json").write_text(json.dumps({"provenance": record}))
+    tables = pd.concat([attack_table(method, 0) for method in METHODS])
+    (results / "results").mkdir()
+    tables.to_csv(results / "results" / "rates.csv", index=False)
+    plots.asr_heatmap(tables, alt="rates").save(results / "results" / "main_figure.svg")
+    (results / "results" / "findings.md").write_text("R2D: **1 of 20** [0.9, 23.6].\n")
+    return root
+
+
+def build_book(root: Path, experiment: str = "toy") -> subprocess.CompletedProcess[str]:
+    script = ROOT / "experiments" / "build_book.py"
+    command = [sys.executable, str(script), "--experiment", experiment, "--root", str(root)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+# ------------------------------------------------------------------------------------------------
+# Unfit results
+
+
+def spoil_output(root: Path) -> None:
+    file = root / "results/toy/notebooks/04_attack_evaluation-base1-vanilla.ipynb"
+    notebook = nbformat.read(file, as_version=4)
+    failed = new_output("error", ename="InputError", evalue="no such attack", traceback=["…"])
+    notebook.cells[2].outputs = [failed]
+    nbformat.write(notebook, file)
+
+
+def spoil_metadata(root: Path) -> None:
+    file = root / "results/toy/notebooks/07_results_at_a_glance.ipynb"
+    notebook = nbformat.read(file, as_version=4)
+    notebook.metadata.papermill.exception = True
+    nbformat.write(notebook, file)
+
+
+def spoil_tag(root: Path) -> None:
+    file = root / "results/toy/notebooks/06_ablations.ipynb"
+    notebook = nbformat.read(file, as_version=4)
+    notebook.cells.insert(
+        0, new_markdown_cell("failed", metadata={"tags": ["papermill-error-cell-tag"]})
+    )
+    nbformat.write(notebook, file)
+
+
+def never_ended(root: Path) -> None:
+    file = root / "results/toy/notebooks/01_toy_world-base1.ipynb"
+    notebook = nbformat.read(file, as_version=4)
+    notebook.metadata.papermill.end_time = None
+    nbformat.write(notebook, file)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (spoil_output, "04_attack_evaluation-base1-vanilla.ipynb: the notebook failed: InputError"),
+        (spoil_metadata, "07_results_at_a_glance.ipynb: the notebook failed"),
+        (spoil_tag, "06_ablations.ipynb: the notebook failed"),
+        (never_ended, "01_toy_world-base1.ipynb: the notebook has not ended"),
+        (
+            lambda root: (root / "results/toy/notebooks/03_cpo_training-base0-r2d.ipynb").unlink(),
+            "no executed 03_cpo_training for base seed 0 and r2d",
+        ),
+        (
+            lambda root: (root / "results/toy/notebooks/06_ablations.ipynb").write_text("{"),
+            "06_ablations.ipynb: not a readable notebook",
+        ),
+        (
+            lambda root: (root / "results/toy/results/findings.md").unlink(),
+            "findings.md: no such file; the notebook 07_results_at_a_glance writes it",
+        ),
+        (
+            lambda root: shutil.rmtree(root / "results/toy/base0"),
+            "",
+        ),
+    ],
+)
+def test_unfit_results_stop_the_build_with_one_line(tmp_path, spoil, says):
+    root = make_root(tmp_path)
+    spoil(root)
+    if not says:  # fewer tables are still tables: nothing to refuse
+        return
+    done = build_book(root)
+    assert done.returncode == 2, done.stderr
+    assert says in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert not (root / "_build" / "html").exists()
+    assert not (root / "_build" / "source").exists()
+
+
+# ------------------------------------------------------------------------------------------------
+# A whole book
+
+
+@pytest.fixture(scope="module")
+def book(tmp_path_factory) -> Path:
+    root = make_root(tmp_path_factory.mktemp("book"), "smoke")
+    done = build_book(root, "smoke")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return root
+
+
+@pytest.mark.slow
+def test_every_page_has_footer_and_banner_and_an_unchanged_book_is_kept(book):
+    pages = sorted((book / "_build" / "html").rglob("*.html"))
+    named = {page.relative_to(book / "_build" / "html").as_posix() for page in pages}
+    assert {"book/index.html", "runs/index.html", "book/paper.html"} <= named
+    assert "notebooks/03_cpo_training.html" in named  # the headline run, at its source's place
+    assert "runs/base1/vanilla/04_attack_evaluation.html" in named
+    assert "runs/base0/r2d/03_cpo_training.html" not in named
+    for page in pages:
+        text = page.read_text()
+        if 'http-equiv="Refresh"' in text:
+            continue
+        assert "commit 0123456789ab+" in text, page
+        assert "A &lt;b&gt;CPU&lt;/b&gt;" in text, page
+        assert "The numbers mean nothing" in text, page
+    front = (book / "_build/html/book/index.html").read_text()
+    assert "1 of 20" in front and 'aria-label="rates"' in front
+    again = build_book(book, "smoke")
+    assert again.returncode == 0 and "nothing changed" in again.stdout
+
+
+@pytest.mark.slow
+def test_launch_links_lead_to_the_sources(book):
+    html = book / "_build" / "html"
+    for page in ("notebooks/03_cpo_training.html", "runs/base1/r2d/03_cpo_training.html"):
+        text = (html / page).read_text()
+        assert "blob/main/notebooks/03_cpo_training.ipynb" in text
+        assert "blob/main/runs/" not in text
+
+
+@pytest.mark.slow
+def test_in_a_browser_every_page_is_whole_and_nothing_runs_or_leaves(book, tmp_path):
+    html = book / "_build" / "html"
+    with _served(html) as address, _browser(tmp_path) as browser:
+        pages = [page.relative_to(html).as_posix() for page in sorted(html.rglob("*.html"))]
+        assert len(pages) > 15
+        links: set[str] = set()
+        for page in pages:
+            browser.get(f"{address}/{page}")
+            broken = browser.execute_script(
+                "return [...document.images].filter(i => i.complete && !i.naturalWidth)"
+                ".map(i => i.src)"
+            )
+            assert not broken, (page, broken)
+            assert browser.execute_script("return window.hacked") is None, page
+            hostile = browser.execute_script(
+                "return [...document.querySelectorAll('.bd-article a')].map(a => a.protocol)"
+            )
+            assert "javascript:" not in hostile, page
+            duplicates = browser.execute_script(
+                "const n = {}; for (const e of document.querySelectorAll('svg [id]'))"
+                " n[e.id] = (n[e.id] || 0) + 1; return Object.keys(n).filter(k => n[k] > 1)"
+            )
+            assert not duplicates, (page, duplicates)
+            links |= set(
+                browser.execute_script("return [...document.links].map(a => a.href.split('#')[0])")
+            )
+            severe = [each for each in browser.get_log("browser") if each["level"] == "SEVERE"]
+            assert not severe, (page, severe)
+        own = {urlsplit(link).path for link in links if link.startswith(address)}
+        missing = [path for path in own if not (html / path.lstrip("/")).exists()]
+        assert not missing
+        outside = set()
+        for entry in browser.get_log("performance"):
+            message = json.loads(entry["message"])["message"]
+            if message["method"] == "Network.requestWillBeSent":
+                target = urlsplit(message["params"]["request"]["url"])
+                if target.scheme not in ("data", "blob", "about", "chrome"):
+                    outside.add(target.netloc)
+        assert outside == {urlsplit(address).netloc}
+
+
+@pytest.mark.slow
+def test_mathematics_is_set_without_a_network(book, tmp_path):
+    with _served(book / "_build" / "html") as address, _browser(tmp_path) as browser:
+        browser.get(f"{address}/book/method.html")
+        browser.set_script_timeout(60)
+        set_formulas = browser.execute_async_script(
+            "const done = arguments[0]; MathJax.startup.promise.then("
+            "() => done(document.querySelectorAll('mjx-container svg').length))"
+        )
+        assert set_formulas > 10
+        browser.get(f"{address}/search.html?q=recovery")
+        from selenium.webdriver.common.by import By
+        from selenium.webdriver.support.ui import WebDriverWait
+
+        found = "#search-results li a"
+        WebDriverWait(browser, 30).until(lambda at: at.find_elements(By.CSS_SELECTOR, found))
+
+
+class _served:
+    """A folder over HTTP on a free loopback port."""
+
+    def __init__(self, folder: Path) -> None:
+        class Quiet(http.server.SimpleHTTPRequestHandler):
+            def log_message(self, *arguments):
+                pass
+
+        handler = functools.partial(Quiet, directory=str(folder))
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+
+    def __enter__(self) -> str:
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{self.server.server_port}"
+
+    def __exit__(self, *exception) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+class _browser:
+    """Headless Chromium with an empty profile that calls nobody on its own."""
+
+    def __init__(self, home: Path) -> None:
+        from selenium import webdriver
+
+        chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+        if not chromium or not driver:
+            pytest.skip("chromium and chromedriver are not installed")
+        options = webdriver.ChromeOptions()
+        options.binary_location = chromium
+        for flag in (
+            "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+            "--disable-background-networking", "--disable-component-update", "--disable-sync",
+            "--disable-dev-shm-usage", f"--user-data-dir={home / 'profile'}",
+        ):  # fmt: skip
+            options.add_argument(flag)
+        options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
+        service = webdriver.ChromeService(executable_path=driver)
+        self.browser = webdriver.Chrome(options=options, service=service)
+
+    def __enter__(self):
+        return self.browser
+
+    def __exit__(self, *exception) -> None:
+        self.browser.quit()
