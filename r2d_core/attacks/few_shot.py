@@ -1,0 +1,50 @@
+"""In-context attack: question–answer pairs of the kind that ought to be refused, then the request.
+
+After Wei et al. 2023 (in-context attack) and Anil et al. 2024 (many-shot jailbreaking): the pairs
+stand in one user turn.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from r2d_core.attacks.attack import Material, Target
+from r2d_core.errors import InputError
+from r2d_core.records import Behavior, TestCase
+
+
+def in_context(pairs: Sequence[tuple[str, str]], request: str) -> str:
+    """Question–answer pairs and then the request, as one user turn."""
+    before = "".join(f"question : {question} answer : {answer} " for question, answer in pairs)
+    return f"{before}question : {request} answer :"
+
+
+@dataclass(frozen=True)
+class FewShot:
+    """``shots`` pairs before the request, drawn by seed and behavior id."""
+
+    name: ClassVar[str] = "few_shot"
+    shots: int = 2
+
+    def __post_init__(self) -> None:
+        if self.shots < 1:
+            raise InputError(f"attack 'few_shot': shots is {self.shots}, expected at least 1")
+
+    def run(
+        self, behaviors: Sequence[Behavior], target: Target, material: Material, seed: int
+    ) -> list[TestCase]:
+        if len(material.shots) < self.shots:
+            raise InputError(
+                f"attack 'few_shot' wants {self.shots} shots, material.shots has "
+                f"{len(material.shots)}; lower shots or give more pairs"
+            )
+        cases = []
+        for behavior in behaviors:
+            rng = random.Random(f"few-shot-{seed}-{behavior.id}")
+            pairs = rng.sample(material.shots, self.shots)
+            prompt = in_context(pairs, behavior.prompt)
+            cases.append(TestCase(behavior.id, self.name, prompt))
+        return cases

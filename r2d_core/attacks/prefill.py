@@ -1,0 +1,58 @@
+"""Prefilling attacks: the attacker writes the beginning of the response.
+
+After Andriushchenko et al. 2024 and Qi et al. 2024 ("more than a few tokens deep"). Three depths:
+an affirmative lead; the lead and the first true step; and, against models that reason, a whole
+forged reasoning that ends in a forged ``[SAFE]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from r2d_core.attacks.attack import Material, Target, known_of
+from r2d_core.records import Behavior, TestCase
+
+
+def _prefilled(behaviors: Sequence[Behavior], attack: str, *keys: str) -> list[TestCase]:
+    return [
+        TestCase(b.id, attack, b.prompt, prefill=" ".join(known_of(b, k, attack) for k in keys))
+        for b in behaviors
+    ]
+
+
+@dataclass(frozen=True)
+class PrefillLead:
+    """The response begins with the behavior's affirmative ``target``."""
+
+    name: ClassVar[str] = "prefill_lead"
+
+    def run(
+        self, behaviors: Sequence[Behavior], target: Target, material: Material, seed: int
+    ) -> list[TestCase]:
+        return _prefilled(behaviors, self.name, "target")
+
+
+@dataclass(frozen=True)
+class PrefillStep:
+    """The response begins with the ``target`` and the ``first_step`` of a true answer."""
+
+    name: ClassVar[str] = "prefill_step"
+
+    def run(
+        self, behaviors: Sequence[Behavior], target: Target, material: Material, seed: int
+    ) -> list[TestCase]:
+        return _prefilled(behaviors, self.name, "target", "first_step")
+
+
+@dataclass(frozen=True)
+class ForgedReasoning:
+    """The response begins with ``forged_reasoning``: a trace that finds the request harmless."""
+
+    name: ClassVar[str] = "forged_reasoning"
+
+    def run(
+        self, behaviors: Sequence[Behavior], target: Target, material: Material, seed: int
+    ) -> list[TestCase]:
+        return _prefilled(behaviors, self.name, "forged_reasoning")

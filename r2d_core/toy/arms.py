@@ -1,0 +1,179 @@
+"""The arms of the comparison: what each method is taught, from the same prompts.
+
+Every arm sees the same prompts in the same order, for the same number of steps, and the same
+restatement replay. They differ in how the response is written (reasoning, pivots, recovery) and
+in how the loss weighs the pivots.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from r2d_core.pivots import RETHINK, SAFE, THINK_CLOSE, THINK_OPEN, UNSAFE
+from r2d_core.toy.data import Example, restatement_example
+from r2d_core.toy.language import ACTIONS, ASPECTS, Language
+from r2d_core.toy.policy import REFUSAL
+from r2d_core.toy.requests import (
+    Query,
+    kind_statement,
+    lead,
+    phrase,
+    restatement,
+    true_answer,
+    wrap,
+)
+from r2d_core.toy.splits import (
+    TRAINING_HOW_TO,
+    TRAINING_INFORMATION,
+    TRAINING_WRAPPERS,
+    Splits,
+)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One method.
+
+    Attributes:
+        title: its name in tables and figures.
+        reasoning: a `<think>` … `</think>` trace comes before the answer.
+        pivots: pivot tokens close the steps (or open the answer where there is no reasoning).
+        recovery: some examples begin inside a harmful answer and turn back.
+        pivot_weight: weight of the pivot loss (0: plain cross-entropy).
+        pivot_ce_weight: factor on the cross-entropy of pivot targets (1: like any token).
+    """
+
+    title: str
+    reasoning: bool
+    pivots: bool
+    recovery: bool
+    pivot_weight: float = 0.0
+    pivot_ce_weight: float = 1.0
+
+
+ARMS: dict[str, Arm] = {
+    "refusal": Arm("Refusal tuning", False, False, False),
+    "refusal_recovery": Arm("Refusal + recovery", False, False, True),
+    "r2d": Arm("R2D", True, True, True, pivot_weight=1.0),
+    "r2d_no_cpo": Arm("R2D without CPO", True, True, True),
+    "r2d_upweighted": Arm("R2D, pivots up-weighted", True, True, True, pivot_ce_weight=5.0),
+    "r2d_no_pivots": Arm("R2D without pivots", True, False, True),
+    "r2d_no_reasoning": Arm("R2D without reasoning", False, True, True, pivot_weight=1.0),
+}
+VANILLA = "vanilla"
+"""The base model with the expanded vocabulary and no safety training."""
+
+METHODS = (VANILLA, *ARMS)
+TITLES = {VANILLA: "No safety training", **{name: arm.title for name, arm in ARMS.items()}}
+
+
+@dataclass(frozen=True)
+class SafetyPrompt:
+    """One prompt of the safety data, before an arm writes the response.
+
+    ``begun`` is the number of steps of a harmful answer already given (recovery examples), or
+    None for an ordinary example.
+    """
+
+    query: Query
+    prompt: str
+    harmful: bool
+    restate: bool = False
+    begun: int | None = None
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Shares of the safety data; what is left over is benign how-to. All between 0 and 1."""
+
+    restate: float = 0.2
+    harmful: float = 0.35
+    information: float = 0.2
+    wrapped: float = 0.15
+    recovery: float = 0.15
+
+
+def safety_prompts(
+    language: Language, splits: Splits, n: int, seed: int, mixture: Mixture = Mixture()
+) -> list[SafetyPrompt]:
+    """The prompts that all arms share. Only training phrasings, wrappers and seen items appear.
+
+    Restatement replay alone ranges over every item and dress the base model knows: it keeps the
+    comprehension that R2D's first reasoning step needs, and says nothing about what is banned.
+    """
+    rng = random.Random(f"toy-safety-{seed}")
+    banned = [i for i in splits.safety_items if language.banned(i)]
+    allowed = [i for i in splits.safety_items if not language.banned(i)]
+    prompts = []
+    for _ in range(n):
+        draw = rng.random()
+        if draw < mixture.restate:
+            query, prompt, _ = restatement_example(language, splits.base_items, rng)
+            prompts.append(SafetyPrompt(query, prompt, False, restate=True))
+            continue
+        information = draw >= 1 - mixture.information
+        harmful = draw < mixture.restate + mixture.harmful
+        if information:
+            query = Query(rng.choice(ASPECTS), rng.choice(splits.safety_items))
+            request = phrase(query, rng.choice(TRAINING_INFORMATION), rng)
+        else:
+            query = Query(rng.choice(list(ACTIONS)), rng.choice(banned if harmful else allowed))
+            request = phrase(query, rng.choice(TRAINING_HOW_TO), rng)
+        begun = None
+        if rng.random() < mixture.wrapped:
+            request = wrap(request, rng.choice(TRAINING_WRAPPERS))
+        if harmful and rng.random() < mixture.recovery:
+            begun = rng.choice((0, 1, 2))
+        prompts.append(SafetyPrompt(query, request, harmful, begun=begun))
+    return prompts
+
+
+def reasoning_steps(language: Language, query: Query) -> tuple[tuple[str, str], ...]:
+    """The safety-aware trace: restatement, kind, verdict, each with its pivot.
+
+    Naming a banned kind is not yet a verdict when only information is asked for, so that step
+    ends in ``[RETHINK]`` there.
+    """
+    banned = language.banned(query.item)
+    harmful = banned and query.how_to
+    kind_pivot = UNSAFE if harmful else RETHINK if banned else SAFE
+    verdict = "so i must refuse ." if harmful else "so i may answer ."
+    return (
+        (restatement(query), RETHINK),
+        (kind_statement(language, query), kind_pivot),
+        (verdict, UNSAFE if harmful else SAFE),
+    )
+
+
+def write_example(language: Language, prompt: SafetyPrompt, arm: Arm) -> Example:
+    """The arm's response to a prompt."""
+    query = prompt.query
+    if prompt.restate:
+        response = f"{restatement(query)} {kind_statement(language, query)}"
+        return Example(prompt.prompt, response)
+    if prompt.begun is not None and arm.recovery:
+        steps = language.steps(query.item, query.topic)[: prompt.begun]
+        prefill = " ".join([lead(query), *(f"{step} ," for step in steps)])
+        turn = f"{RETHINK} " if arm.pivots or not arm.reasoning else ""
+        return Example(prompt.prompt, turn + REFUSAL, prefill=prefill)
+    answer = REFUSAL if prompt.harmful else true_answer(language, query)
+    pivot = UNSAFE if prompt.harmful else SAFE
+    if arm.reasoning:
+        trace = " ".join(
+            f"{text} {mark}" if arm.pivots else text
+            for text, mark in reasoning_steps(language, query)
+        )
+        answer = f"{THINK_OPEN} {trace} {THINK_CLOSE} {answer}"
+    elif arm.pivots:
+        answer = f"{pivot} {answer}"
+    return Example(prompt.prompt, answer)
+
+
+def arm_examples(
+    language: Language, splits: Splits, arm: Arm, n: int, seed: int, mixture: Mixture = Mixture()
+) -> list[Example]:
+    """``n`` examples of one arm; the prompts depend on the seed only, not on the arm."""
+    prompts: Sequence[SafetyPrompt] = safety_prompts(language, splits, n, seed, mixture)
+    return [write_example(language, prompt, arm) for prompt in prompts]

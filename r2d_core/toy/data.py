@@ -1,0 +1,99 @@
+"""Examples of the toy world: what the base model learns, and what each evaluation asks."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from r2d_core.attacks.few_shot import in_context
+from r2d_core.toy.language import ACTIONS, ASPECTS, Item, Language
+from r2d_core.toy.requests import (
+    DISTRACTORS,
+    HOW_TO_PHRASINGS,
+    INFORMATION_PHRASINGS,
+    RESTATE_PREFIX,
+    WRAPPERS,
+    Query,
+    kind_statement,
+    phrase,
+    restatement,
+    true_answer,
+    with_distractor,
+    wrap,
+)
+from r2d_core.toy.splits import Splits
+
+
+@dataclass(frozen=True)
+class Example:
+    """A training pair. ``prefill`` begins the response and is not learned from."""
+
+    prompt: str
+    response: str
+    prefill: str = ""
+
+
+def disjoint_other(
+    language: Language, item: Item, pool: tuple[Item, ...], rng: random.Random
+) -> Item:
+    """Another item of ``pool`` whose procedures share no step with ``item``'s.
+
+    Only so is a true answer about the one never also two true steps of the other.
+    """
+    while True:
+        other = rng.choice(pool)
+        if all(not set(language.steps(item, a)) & set(language.steps(other, a)) for a in ACTIONS):
+            return other
+
+
+def dressed_request(
+    language: Language, query: Query, items: tuple[Item, ...], rng: random.Random
+) -> str:
+    """The query in any dress the base model knows: plain (62%), wrapped (20%), with a distractor
+    (10%) or after question–answer pairs (8%)."""
+    forms = HOW_TO_PHRASINGS if query.how_to else INFORMATION_PHRASINGS
+    request = phrase(query, rng.randrange(len(forms)), rng)
+    dress = rng.random()
+    if dress < 0.2:
+        return wrap(request, rng.choice(WRAPPERS))
+    if dress < 0.3:
+        other = disjoint_other(language, query.item, items, rng)
+        return with_distractor(request, other, rng.randrange(len(DISTRACTORS)))
+    if dress < 0.38:
+        shots = []
+        for _ in range(rng.choice((1, 2))):
+            shot = Query(rng.choice(list(ACTIONS)), rng.choice(items))
+            shots.append((phrase(shot, rng.randrange(3), rng), true_answer(language, shot)))
+        return in_context(shots, request)
+    return request
+
+
+def restatement_example(
+    language: Language, items: tuple[Item, ...], rng: random.Random
+) -> tuple[Query, str, str]:
+    """A query, the prompt that asks to restate it whatever its dress, and the right response."""
+    query = draw_query(items, rng)
+    prompt = f"{RESTATE_PREFIX} {dressed_request(language, query, items, rng)}"
+    return query, prompt, f"{restatement(query)} {kind_statement(language, query)}"
+
+
+def draw_query(items: tuple[Item, ...], rng: random.Random) -> Query:
+    """Two thirds how-to, one third information, about any of the items."""
+    how_to = rng.random() < 0.65
+    return Query(rng.choice(list(ACTIONS) if how_to else ASPECTS), rng.choice(items))
+
+
+def base_examples(language: Language, splits: Splits, n: int, seed: int) -> list[Example]:
+    """What the base model is taught: it answers everything, and can restate any request (30%)."""
+    rng = random.Random(f"toy-base-{seed}")
+    items = splits.base_items
+    examples = []
+    for _ in range(n):
+        if rng.random() < 0.3:
+            _, prompt, response = restatement_example(language, items, rng)
+        else:
+            query = draw_query(items, rng)
+            prompt = dressed_request(language, query, items, rng)
+            response = true_answer(language, query)
+        examples.append(Example(prompt, response))
+    return examples

@@ -1,0 +1,158 @@
+"""The stages before evaluation: base model, expanded vocabulary, a trained arm.
+
+Each stage writes ``model`` into its folder and returns its path. A stage that is already there with
+the same settings is not done again, so a notebook opened by hand can ask for whatever comes before
+it: with the default settings everything lands in ``results/interactive``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from r2d_core.checking import unknown
+from r2d_core.errors import InputError
+from r2d_core.records import atomic_directory, write_json_atomic
+from r2d_core.toy.arms import ARMS, METHODS, VANILLA, arm_examples
+from r2d_core.toy.base import (
+    BaseConfig,
+    Gate,
+    base_rows,
+    check_gate,
+    encode,
+    make_base_model,
+    make_tokenizer,
+)
+from r2d_core.toy.language import make_language
+from r2d_core.toy.measure import load
+from r2d_core.toy.splits import make_splits
+from r2d_core.training import TrainConfig, TrainResult, train
+
+INTERACTIVE = Path("results/interactive")
+
+
+@dataclass(frozen=True)
+class BaseTraining:
+    """How the base model is trained: steps of ``batch_size`` examples of about 35 tokens."""
+
+    steps: int = 550
+    batch_size: int = 56
+    learning_rate: float = 3e-3
+
+
+@dataclass(frozen=True)
+class ArmTraining:
+    """How every arm is trained; chosen on development items, the same for all arms."""
+
+    steps: int = 240
+    batch_size: int = 32
+    learning_rate: float = 6e-4
+    save_steps: int = 0
+
+
+def train_base(
+    config: BaseConfig, training: BaseTraining, output_dir: str | Path
+) -> tuple[TrainResult, Gate]:
+    """Train the base model from scratch and put it to its gate (the caller requires a level)."""
+    language = make_language(config.world_seed)
+    splits = make_splits(language, config.world_seed)
+    tokenizer = make_tokenizer(language)
+    model = make_base_model(config, len(tokenizer))
+    rows, held_out = base_rows(config, tokenizer, training.steps * training.batch_size)
+    result = train(
+        TrainConfig(
+            output_dir=output_dir,
+            seed=config.seed,
+            max_steps=training.steps,
+            batch_size=training.batch_size,
+            learning_rate=training.learning_rate,
+            warmup_ratio=0.05,
+            pivot_weight=0.0,
+            save_steps=200,
+        ),
+        model,
+        tokenizer,
+        rows,
+        held_out,
+    )
+    gate = check_gate(model, tokenizer, language, splits)
+    write_json_atomic(Path(output_dir) / "gate.json", {"right": gate.right, "asked": gate.asked})
+    return result, gate
+
+
+def expand(checkpoint: str | Path, output_dir: str | Path, *, init: str, seed: int) -> Path:
+    """Give a checkpoint the pivot, think and reserved tokens; returns the new checkpoint."""
+    from r2d_core.pivots import expand_vocabulary
+
+    model, tokenizer = load(checkpoint)
+    expand_vocabulary(model, tokenizer, init=init, seed=seed)
+    path = Path(output_dir) / "model"
+    with atomic_directory(path) as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    return path
+
+
+def train_arm(
+    checkpoint: str | Path,
+    method: str,
+    seed: int,
+    training: ArmTraining,
+    *,
+    world_seed: int,
+    output_dir: str | Path,
+) -> TrainResult:
+    """Safety-train one arm from an expanded checkpoint; 192 held-out prompts are its evaluation."""
+    if method not in ARMS:
+        raise InputError(unknown("method to train", method, ARMS))
+    arm = ARMS[method]
+    language = make_language(world_seed)
+    splits = make_splits(language, world_seed)
+    model, tokenizer = load(checkpoint)
+    n = training.steps * training.batch_size
+    rows = encode(tokenizer, arm_examples(language, splits, arm, n, seed))
+    held_out = encode(tokenizer, arm_examples(language, splits, arm, 192, seed + 1_000_003))
+    return train(
+        TrainConfig(
+            output_dir=output_dir,
+            seed=seed,
+            max_steps=training.steps,
+            batch_size=training.batch_size,
+            learning_rate=training.learning_rate,
+            warmup_ratio=0.05,
+            pivot_weight=arm.pivot_weight,
+            pivot_ce_weight=arm.pivot_ce_weight,
+            save_steps=training.save_steps,
+        ),
+        model,
+        tokenizer,
+        rows,
+        held_out,
+    )
+
+
+def default_base() -> Path:
+    """The base model of the default settings, trained now if it is not there yet (two minutes)."""
+    folder = INTERACTIVE / "base0" / "world"
+    _, gate = train_base(BaseConfig(), BaseTraining(), folder)
+    gate.require(0.99)
+    return folder / "model"
+
+
+def default_expanded() -> Path:
+    """The default base model with the expanded vocabulary."""
+    folder = INTERACTIVE / "base0" / "expanded"
+    if not (folder / "model" / "config.json").is_file():
+        expand(default_base(), folder, init="description", seed=0)
+    return folder / "model"
+
+
+def default_checkpoint(method: str, seed: int) -> Path:
+    """A model of the default settings: the arm's, or the expanded base for ``vanilla``."""
+    if method not in METHODS:
+        raise InputError(unknown("method", method, METHODS))
+    if method == VANILLA:
+        return default_expanded()
+    folder = INTERACTIVE / "base0" / method / "training" / f"seed{seed}"
+    train_arm(default_expanded(), method, seed, ArmTraining(), world_seed=0, output_dir=folder)
+    return folder / "model"
