@@ -16,6 +16,7 @@ import argparse
 import fcntl
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -47,13 +48,12 @@ def main(arguments: list[str] | None = None) -> int:
         subprocess.run([*snakemake, "--unlock", "--quiet", "all"], cwd=ROOT, check=True)
     if not {"--cores", "-c", "--workflow-profile"} & set(for_snakemake):
         for_snakemake = ["--cores", str(_cores()), *for_snakemake]
-    status = subprocess.run(
-        [*snakemake, "--rerun-incomplete", "--keep-going", "--quiet", "rules", *for_snakemake],
-        cwd=ROOT,
-        # Snakemake holds the lock as well: it may live on when this process is killed.
-        pass_fds=[lock],
-    ).returncode
-    if status:
+    snakemake += ["--rerun-incomplete", "--keep-going", "--quiet", "rules", "host"]
+    # Snakemake holds the lock as well: it may live on when this process is killed.
+    grid = subprocess.Popen([*snakemake, *for_snakemake], cwd=ROOT, pass_fds=[lock])
+    signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C reaches Snakemake too, which cleans up
+    signal.signal(signal.SIGTERM, lambda *_: grid.terminate())
+    if status := grid.wait():
         again = shlex.join(["python", "experiments/run_experiment.py", str(options.experiment)])
         print(
             f"error: {options.experiment}: not finished; the lines above that begin with 'error:' "

@@ -83,6 +83,7 @@ def execute(notebook: Path, output: Path, parameters: Mapping[str, Any]) -> None
     # Imported here: a refused parameter need not wait for them.
     from nbclient.exceptions import DeadKernelError
     from papermill import PapermillExecutionError, execute_notebook
+    from traitlets.config import Config
 
     # First of all places where Jupyter looks for "python3": this interpreter's own kernel, whatever
     # the user has installed elsewhere under that name.
@@ -99,6 +100,9 @@ def execute(notebook: Path, output: Path, parameters: Mapping[str, Any]) -> None
             cwd=ROOT,
             autosave_cell_every=30,
             start_timeout=300,
+            # What passes between here and the kernel is not for other users of this machine.
+            config=Config({"KernelManager": {"transport_encryption": "auto"}}),
+            extra_arguments=["--log-level=CRITICAL"],  # its log; errors are in the notebook
             progress_bar={
                 "desc": output.stem,
                 "unit": "cell",

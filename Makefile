@@ -1,0 +1,59 @@
+# The R2D book. `make help` lists what there is to make.
+
+EXPERIMENT ?= toy
+PYTHON ?= python3
+CORES ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
+
+BIN := .venv/bin
+INSTALLED := .venv/installed
+
+.PHONY: help
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+	@echo "Settings: EXPERIMENT=$(EXPERIMENT) (a file in experiments/), PYTHON=$(PYTHON), CORES=$(CORES)"
+
+.PHONY: book
+book: $(INSTALLED) ## run EXPERIMENT, or what is left of it, and build the book from its results
+	@$(BIN)/python experiments/run_experiment.py experiments/$(EXPERIMENT).yaml --cores $(CORES)
+	@$(BIN)/python experiments/build_book.py --experiment $(EXPERIMENT)
+
+.PHONY: smoke-book
+smoke-book: ## the whole way in minutes, with numbers that mean nothing
+	@$(MAKE) --no-print-directory book EXPERIMENT=smoke
+
+.PHONY: full
+full: ## the reported grid, 3 x 3 seeds on report items: hours
+	@$(MAKE) --no-print-directory book EXPERIMENT=full
+
+.PHONY: lab
+lab: $(INSTALLED) ## open the notebooks in JupyterLab
+	$(BIN)/jupyter lab notebooks
+
+.PHONY: test
+test: $(INSTALLED) ## lint, types, stripped notebooks and the fast tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/nbstripout --verify notebooks/*.ipynb
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(CORES)
+
+.PHONY: test-slow
+test-slow: $(INSTALLED) ## the tests that run a pipeline or a browser
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow
+
+.PHONY: install
+install: $(INSTALLED) ## make .venv, which the other targets do by themselves
+
+.PHONY: clean
+clean: ## remove the rendered book; results/ and .venv/ stay
+	rm -rf _build
+
+# torch first and by itself, so that nothing else makes pip look at its other builds.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("error: Python 3.11 or newer is needed, $(PYTHON) is " \
+		+ sys.version.split()[0] + "; name another: make PYTHON=python3.11 ..." \
+		if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[book,dev]'
+	@touch $@

@@ -1,0 +1,193 @@
+"""The grid: which jobs run, which run again, and that a killed run can be gone on with.
+
+Everything is real but the notebooks' execution, which is replaced by a moment's nap: Snakemake, the
+launcher, the checks of parameters and the bookkeeping of results.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from r2d_core.experiment import load_experiment
+
+ROOT = Path(__file__).resolve().parents[1]
+EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yaml"))
+
+# Takes the place of experiments/run_notebook.py.
+WITHOUT_KERNEL = """
+import json, sys, time
+import real_run_notebook
+from real_run_notebook import fingerprint
+
+def execute(notebook, output, parameters):
+    time.sleep(0.2)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(dict(parameters)))
+
+real_run_notebook.execute = execute
+if __name__ == "__main__":
+    sys.exit(real_run_notebook.main())
+"""
+
+
+@pytest.fixture
+def workplace(tmp_path: Path) -> Path:
+    """A copy of what a run needs, with an experiment of two arms."""
+    for folder in ("r2d_core", "notebooks", "experiments"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    scripts = tmp_path / "experiments"
+    (scripts / "run_notebook.py").rename(scripts / "real_run_notebook.py")
+    (scripts / "run_notebook.py").write_text(WITHOUT_KERNEL)
+    write_experiment(tmp_path)
+    return tmp_path
+
+
+def write_experiment(workplace: Path, **changes: object) -> None:
+    content = {
+        "name": "small",
+        "title": "Two arms",
+        "base_seeds": [3],
+        "safety_seeds": [0, 1],
+        "methods": ["vanilla", "r2d"],
+        "attacks": ["direct"],
+    }
+    (workplace / "experiments" / "small.yaml").write_text(yaml.safe_dump(content | changes))
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "experiments/run_experiment.py", "experiments/small.yaml", *arguments]
+
+
+def environment(workplace: Path) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(workplace)}
+
+
+def run(workplace: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*arguments),
+        cwd=workplace,
+        env=environment(workplace),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def would_run(workplace: Path) -> dict[str, int]:
+    dry = run(workplace, "--dry-run")
+    assert dry.returncode == 0, dry.stderr
+    stats = dry.stdout.rpartition("Job stats:")[2].partition("total")[0]
+    jobs = {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", stats, re.M)}
+    return {rule: count for rule, count in jobs.items() if rule != "all"}
+
+
+ALL_JOBS = {
+    "world": 1,
+    "expand": 1,
+    "train": 1,  # vanilla needs none
+    "attack": 2,
+    "utility": 2,
+    "ablations": 1,
+    "results": 1,
+}
+
+
+def test_the_grid_and_what_a_change_runs_again(workplace):
+    assert would_run(workplace) == ALL_JOBS
+    done = run(workplace)
+    assert done.returncode == 0, done.stderr
+    home = workplace / "results" / "small"
+    given = json.loads((home / "notebooks/04_attack_evaluation-base3-r2d.ipynb").read_text())
+    assert given["checkpoints_dir"] == "results/small/base3/r2d/training"
+    assert given["seeds"] == [0, 1]
+    assert given["output_dir"] == "results/small/base3/r2d/attacks"
+    assert (home / "base3/r2d/attacks/finished.json").exists()
+    assert would_run(workplace) == {}
+
+    downstream = {"ablations": 1, "results": 1}
+    write_experiment(workplace, attacks=["direct", "prefill_lead"])
+    assert would_run(workplace) == {"attack": 2, **downstream}
+    write_experiment(workplace, methods=["vanilla", "r2d", "refusal"])
+    assert would_run(workplace) == {"train": 1, "attack": 1, "utility": 1, **downstream}
+    write_experiment(workplace)
+    assert would_run(workplace) == {}
+
+    notebook = workplace / "notebooks" / "05_over_refusal_and_utility.ipynb"
+    notebook.write_text(notebook.read_text() + "\n")
+    assert would_run(workplace) == {"utility": 2, **downstream}
+    with (workplace / "r2d_core" / "errors.py").open("a") as source:
+        source.write("\n")
+    assert would_run(workplace) == ALL_JOBS
+
+
+def test_a_killed_run_is_gone_on_with(workplace):
+    first = subprocess.Popen(
+        command("--cores", "1"),
+        cwd=workplace,
+        env=environment(workplace),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    home = workplace / "results" / "small"
+    deadline = time.monotonic() + 120
+    while not (home / "base3/expanded/finished.json").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    second = run(workplace)
+    assert second.returncode == 2
+    assert re.fullmatch(r"error: an experiment is running already in .*\n", second.stderr)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    finished = {path: path.stat().st_mtime_ns for path in home.rglob("finished.json")}
+    assert len(finished) < sum(ALL_JOBS.values())
+    resumed = run(workplace)
+    assert resumed.returncode == 0, resumed.stderr
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished
+    assert would_run(workplace) == {}
+
+
+def test_a_failed_job_ends_in_one_line_and_the_others_run(workplace):
+    notebook = workplace / "notebooks" / "03_cpo_training.ipynb"
+    notebook.write_text("{}")
+    failed = run(workplace)
+    assert failed.returncode == 1
+    errors = [line for line in failed.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 2
+    assert "not a notebook" in errors[0]
+    assert "experiments/small.yaml: not finished" in errors[1]
+    home = workplace / "results" / "small"
+    assert (home / "base3/vanilla/attacks/finished.json").exists()
+    assert not (home / "base3/r2d/attacks/finished.json").exists()
+
+
+def test_a_bad_experiment_is_one_line(workplace):
+    write_experiment(workplace, atacks=["direct"])
+    refused = run(workplace)
+    assert refused.returncode == 2
+    assert refused.stderr == (
+        "error: experiments/small.yaml: unknown key 'atacks', did you mean 'attacks'? known: name, "
+        "title, base_seeds, safety_seeds, methods, attacks, partition, notebooks\n"
+    )
+
+
+def test_slurm_profile(workplace):
+    dry = run(workplace, "--workflow-profile", "experiments/slurm", "--dry-run")
+    assert dry.returncode == 0, dry.stderr
+    assert re.search(r"^total +10$", dry.stdout, re.M)
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_every_experiment_in_the_repository_is_valid(path):
+    load_experiment(path)
