@@ -131,11 +131,8 @@ def test_make_says_what_there_is_to_make():
 
 def test_make_refuses_an_old_python_in_one_line(tmp_path):
     old = tmp_path / "python"
-    old.write_text(
-        "#!/bin/sh\n"
-        f"exec {sys.executable} -c \"import sys; sys.version_info, sys.version = (3, 10), '3.10.1 (x)'\n"
-        '$2"\n'
-    )
+    pretence = "import sys; sys.version_info, sys.version = (3, 10), '3.10.1 (x)'"
+    old.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{pretence}\n$2"\n')
     old.chmod(0o755)
     for file in ("Makefile", "pyproject.toml", "constraints.txt"):
         (tmp_path / file).write_text((ROOT / file).read_text())
