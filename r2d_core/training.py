@@ -238,6 +238,11 @@ class R2DTrainer(Trainer):
         self.config = config
         self.pivots = pivots
         held_out: Any = self.eval_dataset or []
+        if (processes := self.accelerator.num_processes) > 1:
+            # accelerate fills an uneven last batch with examples a second time; fill it with
+            # examples without targets instead, which count for nothing.
+            missing = -len(held_out) % (self.args.per_device_eval_batch_size * processes)
+            self.eval_dataset = [{"input_ids": [0], "labels": [IGNORED]}] * missing + held_out
         labels = [label for row in held_out for label in row["labels"][1:]]
         self.eval_counts = self._count(torch.tensor(labels, dtype=torch.int64))
         self.tally = self._nothing()
@@ -512,6 +517,7 @@ def _arguments(config: TrainConfig, checkpoints: Path, *, evaluate: bool) -> Tra
         lr_scheduler_type=config.lr_scheduler,
         max_grad_norm=config.max_grad_norm,
         bf16=config.bf16,
+        use_cpu=not torch.cuda.is_available(),  # sums are in float64, which Apple's GPUs lack
         logging_steps=config.logging_steps,
         logging_nan_inf_filter=False,  # it hides a broken run, and reads the loss at every batch
         save_strategy="steps" if config.save_steps else "no",

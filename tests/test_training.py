@@ -1,0 +1,450 @@
+"""Training: what is optimised and logged, against hand computation; interrupted runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+from tiny_models import tiny_model, tiny_tokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from r2d_core import training
+from r2d_core.errors import InputError
+from r2d_core.pivots import expand_vocabulary
+from r2d_core.training import R2DTrainer, TrainConfig, WindowSampler, train
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Bit-equal results need one order of summation."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def setup(family="llama", *, tied=False, n=22, seed=0):
+    tokenizer = tiny_tokenizer("word")
+    model = tiny_model(family, tokenizer, tied=tied)
+    # Dropout draws from the global generator: a resumed run must find it where it was.
+    model.config.attention_dropout = 0.1
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.1
+    ids = expand_vocabulary(model, tokenizer)
+    generator = random.Random(seed)
+    rows = []
+    for _ in range(n):
+        tokens = [generator.randrange(len(tokenizer)) for _ in range(generator.randrange(4, 12))]
+        tokens[-2] = generator.choice([ids.safe, ids.unsafe, ids.rethink])
+        rows.append({"input_ids": tokens, "labels": [-100, -100, *tokens[2:]]})
+    return model, tokenizer, ids, rows
+
+
+def without_dropout(model):
+    model.config.attention_dropout = 0.0
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.0
+    return model
+
+
+def config(output, **changes):
+    defaults = {"max_steps": 6, "batch_size": 4, "learning_rate": 1e-2, "logging_steps": 1}
+    return TrainConfig(str(output), **(defaults | changes))
+
+
+def lines(result):
+    return [json.loads(line) for line in result.log.read_text().splitlines()]
+
+
+def by_hand(model, rows, ids):
+    """Sums over unpadded examples, one at a time: NLLs, pivot terms and hits by class."""
+    nll, terms = [], {"safe": [], "unsafe": []}
+    right = {"safe": [], "unsafe": [], "rethink": []}
+    three = [ids.safe, ids.unsafe, ids.rethink]
+    for row in rows:
+        logits = model(input_ids=torch.tensor([row["input_ids"]])).logits[0, :-1]
+        for z, y in zip(logits, row["labels"][1:], strict=True):
+            if y == -100:
+                continue
+            nll.append(-z.log_softmax(0)[y])
+            if y == ids.safe:
+                terms["safe"].append(F.softplus(z[ids.unsafe] - z[ids.safe]))
+            if y == ids.unsafe:
+                terms["unsafe"].append(F.softplus(z[ids.safe] - z[ids.unsafe]))
+            if y in three:
+                name = list(right)[three.index(y)]
+                right[name].append(three[int(z[three].argmax())] == y)
+    return nll, terms, right
+
+
+def mean(values):
+    return sum(values) / len(values) if values else torch.zeros(())
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_log_is_what_one_computes_by_hand(tmp_path, family, tied):
+    model, tokenizer, ids, rows = setup(family, tied=tied)
+    without_dropout(model)
+    # The weights stay as they are, so that two steps of 11 examples measure all 22 of them.
+    frozen = config(
+        tmp_path,
+        max_steps=2,
+        batch_size=6,
+        accumulation=2,
+        learning_rate=0.0,
+        logging_steps=2,
+        pivot_weight=0.5,
+        pivot_ce_weight=3.0,
+        epochs=None,
+    )
+    result = train(frozen, model, tokenizer, rows[:24], rows[3:10])
+    logged, evaluated = lines(result)
+    with torch.no_grad():
+        nll, terms, right = by_hand(model, rows, ids)
+        assert logged["targets"] == len(nll) and logged["step"] == 2
+        assert logged["cross_entropy"] == pytest.approx(float(mean(nll)), rel=1e-5)
+        pivot = sum(float(mean(values)) for values in terms.values())
+        assert logged["pivot_loss"] == pytest.approx(pivot, rel=1e-5)
+        for name, hits in right.items():
+            assert logged[f"pivot_count_{name}"] == len(hits)
+            assert logged[f"pivot_accuracy_{name}"] == pytest.approx(sum(hits) / len(hits))
+            assert logged[f"pivot_greedy_{name}"] <= logged[f"pivot_accuracy_{name}"]
+
+        nll, terms, right = by_hand(model, rows[3:10], ids)
+        pivot_nll, _, _ = by_hand(model, [only_pivot(row) for row in rows[3:10]], ids)
+        objective = float(sum(nll) + 2.0 * sum(pivot_nll)) / len(nll) + 0.5 * sum(
+            float(mean(values)) for values in terms.values()
+        )
+        assert evaluated["eval_loss"] == pytest.approx(objective, rel=1e-5)
+        assert evaluated["eval_cross_entropy"] == pytest.approx(float(mean(nll)), rel=1e-5)
+    assert result.metrics["eval_loss"] == evaluated["eval_loss"]
+    assert result.metrics["loss"] == logged["loss"] and result.steps == 2
+
+
+def only_pivot(row):
+    """The example with its one pivot target and no other."""
+    labels = [-100] * len(row["labels"])
+    labels[-2] = row["labels"][-2]
+    return {"input_ids": row["input_ids"], "labels": labels}
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_batches_and_accumulation_split_alike(tmp_path, family, tied):
+    outcomes = []
+    for batch_size, accumulation in ((8, 1), (4, 2), (1, 8), (3, 3)):
+        model, tokenizer, _, rows = setup(family, tied=tied)
+        without_dropout(model)
+        window = batch_size * accumulation
+        split = config(
+            tmp_path / f"{batch_size}x{accumulation}",
+            batch_size=batch_size,
+            accumulation=accumulation,
+            max_steps=5,
+            learning_rate=1e-3,
+        )
+        result = train(split, model, tokenizer, rows)
+        outcomes.append((window, [line["loss"] for line in lines(result)], model.state_dict()))
+    _, losses, weights = outcomes[0]
+    for window, other_losses, other_weights in outcomes[1:]:
+        if window != 8:  # other examples in a step: the test can fail
+            assert other_losses != pytest.approx(losses, rel=1e-5)
+            continue
+        assert other_losses == pytest.approx(losses, rel=1e-5)
+        for name, weight in weights.items():
+            torch.testing.assert_close(other_weights[name], weight, rtol=1e-4, atol=2e-6)
+
+
+def test_without_pivot_weight_it_is_cross_entropy(tmp_path):
+    """Against a plain loop on the model's own loss."""
+    model, tokenizer, _, rows = setup()
+    without_dropout(model)
+    rows = rows[:4]
+    plain, _, _, _ = setup()
+    without_dropout(plain).load_state_dict(model.state_dict())
+    schedule = {"lr_scheduler": "constant_with_warmup", "warmup_ratio": 0.0}
+    train(
+        config(tmp_path, pivot_weight=0.0, max_grad_norm=0.0, max_steps=3, **schedule),
+        model,
+        tokenizer,
+        rows,
+    )
+    optimizer = torch.optim.AdamW(plain.parameters(), lr=1e-2, weight_decay=0.0)
+    for _ in range(3):
+        nll = []
+        for row in rows:
+            logits = plain(input_ids=torch.tensor([row["input_ids"]])).logits[0, :-1]
+            target = torch.tensor(row["labels"][1:])
+            nll.append(F.cross_entropy(logits, target, reduction="none")[target != -100])
+        torch.cat(nll).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    for name, weight in plain.state_dict().items():
+        # Of updates of 3e-2: Adam magnifies the rounding of a gradient that is almost zero.
+        torch.testing.assert_close(model.state_dict()[name], weight, rtol=0, atol=2e-4)
+
+
+def interrupted(output):
+    return config(output, max_steps=9, save_steps=2, accumulation=2, eval_steps=3)
+
+
+class Killed(R2DTrainer):
+    """Ends its process without a word while it is in its sixth step."""
+
+    def training_step(self, *args, **kwargs):
+        if self.state.global_step == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().training_step(*args, **kwargs)
+
+
+def test_killed_run_ends_like_an_unbroken_one(tmp_path):
+    model, tokenizer, _, rows = setup()
+    whole = train(interrupted(tmp_path / "whole"), model, tokenizer, rows, rows[:5])
+    assert len(rows) / 8 < 4  # an epoch is three steps: the checkpoint lies inside the second
+
+    broken = tmp_path / "broken"
+    child = subprocess.run(
+        [sys.executable, __file__, str(broken)],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        capture_output=True,
+        text=True,
+    )
+    assert child.returncode == -signal.SIGKILL, child.stderr
+    assert not (broken / "model").exists() and not (broken / "training.json").exists()
+    assert json.loads((broken / "log.jsonl").read_text().splitlines()[-1])["step"] == 5
+    (checkpoints,) = broken.glob("checkpoints-*")
+    assert {path.name for path in checkpoints.iterdir()} == {"checkpoint-2", "checkpoint-4"}
+    # As a kill in the middle of the next checkpoint would have left it.
+    shutil.copytree(checkpoints / "checkpoint-4", checkpoints / "checkpoint-6")
+    (checkpoints / "checkpoint-6" / training.WHOLE).unlink()
+    (checkpoints / "checkpoint-6" / "optimizer.pt").write_bytes(b"half")
+
+    model, tokenizer, _, rows = setup()
+    steps = []
+    unpatched = R2DTrainer.training_step
+
+    def counted(self, *args, **kwargs):
+        steps.append(self.state.global_step)
+        return unpatched(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(R2DTrainer, "training_step", counted)
+        resumed = train(interrupted(broken), model, tokenizer, rows, rows[:5])
+    assert min(steps) == 4
+    expected = load_file(whole.model_dir / "model.safetensors")
+    actual = load_file(resumed.model_dir / "model.safetensors")
+    assert all(torch.equal(actual[name], weight) for name, weight in expected.items())
+    assert without_time(lines(resumed)) == without_time(lines(whole))
+    assert resumed.run == whole.run and resumed.steps == whole.steps == 9
+    assert {path.name for path in broken.iterdir()} == {"model", "log.jsonl", "training.json"}
+
+
+def without_time(log):
+    timed = ("seconds", "runtime", "per_second")
+    return [{k: v for k, v in line.items() if not k.endswith(timed)} for line in log]
+
+
+def test_finished_run_is_not_run_again(tmp_path, monkeypatch):
+    model, tokenizer, _, rows = setup()
+    initial = {name: weight.clone() for name, weight in model.state_dict().items()}
+    first = train(config(tmp_path), model, tokenizer, rows)
+    trained = {name: weight.clone() for name, weight in model.state_dict().items()}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "R2DTrainer", None)
+        model.load_state_dict(initial)
+        assert train(config(tmp_path), model, tokenizer, rows) == first
+    assert all(torch.equal(model.state_dict()[name], weight) for name, weight in trained.items())
+
+    # Another parameter, other data and another initial model are other runs.
+    changed = [train(config(tmp_path, learning_rate=2e-2), model, tokenizer, rows)]
+    model.load_state_dict(initial)
+    changed.append(train(config(tmp_path), model, tokenizer, rows[:-1]))
+    changed.append(train(config(tmp_path), model, tokenizer, rows))
+    assert len({first.run, *(result.run for result in changed)}) == 4
+    # Another place is not.
+    model.load_state_dict(initial)
+    elsewhere = train(config(tmp_path / "elsewhere"), model, tokenizer, rows)
+    assert elsewhere.run == first.run and elsewhere.metrics["loss"] == first.metrics["loss"]
+
+
+def test_saved_model_is_the_trained_one(tmp_path):
+    model, tokenizer, _, rows = setup(tied=True)
+    assert model.config.use_cache
+    result = train(config(tmp_path, bf16=True), model, tokenizer, rows)
+    assert model.config.use_cache and not model.training
+    assert "forward" not in vars(model.lm_head)
+    saved = AutoModelForCausalLM.from_pretrained(result.model_dir)
+    assert saved.config.use_cache and saved.dtype == torch.float32
+    tokens = torch.tensor([rows[0]["input_ids"]])
+    assert torch.equal(saved(tokens).logits, model(tokens).logits)
+    assert AutoTokenizer.from_pretrained(result.model_dir).get_vocab() == tokenizer.get_vocab()
+    assert not [*result.model_dir.glob("*.bin"), *result.model_dir.glob("*.pt")]
+    record = json.loads((tmp_path / "training.json").read_text())
+    assert record["steps"] == 6 and record["config"]["bf16"] is True
+    assert record["metrics"] == result.metrics
+
+
+def test_plain_cross_entropy_asks_for_no_pivots(tmp_path):
+    tokenizer = tiny_tokenizer("word")
+    model = tiny_model("llama", tokenizer)
+    rows = [{"input_ids": [3, 4, 5], "labels": [-100, 4, 5]}]
+    with pytest.raises(InputError, match="expand_vocabulary"):
+        train(config(tmp_path), model, tokenizer, rows)
+    result = train(config(tmp_path, pivot_weight=0.0), model, tokenizer, rows)
+    assert "pivot_loss" not in result.metrics and result.metrics["cross_entropy"] > 0
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
+    model, tokenizer, _, rows = setup()
+    with torch.no_grad():
+        model.lm_head.weight[0] = torch.nan
+    with pytest.raises(InputError, match="the loss is nan at step 1: lower learning_rate"):
+        train(config(tmp_path), model, tokenizer, rows)
+    assert not (tmp_path / "model").exists()
+
+
+def test_tensorboard_files_stay(tmp_path):
+    model, tokenizer, _, rows = setup()
+    pytest.importorskip("tensorboard", reason="report_to='tensorboard' needs it")
+    train(config(tmp_path, report_to="tensorboard"), model, tokenizer, rows)
+    assert list((tmp_path / "tensorboard").glob("events.*"))
+
+
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=200),
+    window=st.integers(1, 20),
+    seed=st.integers(0, 2**32 - 1),
+    epoch=st.integers(0, 3),
+    grouped=st.booleans(),
+)
+def test_sampler_visits_everything_once(lengths, window, seed, epoch, grouped):
+    def sampler():
+        made = WindowSampler(lengths, window=window, seed=seed, group_by_length=grouped)
+        made.set_epoch(epoch)
+        return made
+
+    order = list(sampler())
+    assert sorted(order) == list(range(len(lengths))) and len(sampler()) == len(lengths)
+    assert list(sampler()) == order
+
+
+def test_sampler_groups_and_mixes():
+    lengths = [random.Random(i).randrange(1, 1000) for i in range(2000)]
+    sampler = WindowSampler(lengths, window=20, seed=1, group_by_length=True)
+    windows = [list(sampler)[i : i + 20] for i in range(0, 2000, 20)]
+    spreads = [max(x) - min(x) for x in ([lengths[i] for i in w] for w in windows)]
+    assert sum(spreads) / len(spreads) < 200  # of 1000 at random
+    means = [sum(lengths[i] for i in window) / 20 for window in windows]
+    falls = sum(a > b for a, b in zip(means, means[1:], strict=False))
+    assert 25 < falls < 75  # from one step to the next lengths rise as often as they fall
+    first = list(sampler)
+    sampler.set_epoch(1)
+    assert list(sampler) != first
+    assert list(WindowSampler(lengths, window=20, seed=2, group_by_length=True)) != first
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"learning_rate": "1e-3"}, r"TrainConfig learning_rate: expected float, got '1e-3' \(str"),
+        (
+            {"learning_rate": float("nan")},
+            "learning_rate: expected a number from 0 to inf, got nan",
+        ),
+        ({"batch_size": 0}, "batch_size: expected a number from 1 to inf, got 0"),
+        ({"warmup_ratio": 2}, "warmup_ratio: expected a number from 0 to 0.999, got 2"),
+        ({"contrast": "papper"}, "contrast: expected one of 'paper', 'all', got 'papper'"),
+        ({"epochs": 1.0}, "expected either max_steps or epochs, got max_steps=6, epochs=1.0"),
+        ({"max_steps": None}, "expected either max_steps or epochs"),
+        ({"seed": -1}, "seed: expected a number from 0"),
+        ({"output_dir": ""}, "output_dir: expected a path, got ''"),
+    ],
+)
+def test_bad_configuration_is_named(change, message):
+    defaults = {"output_dir": "somewhere", "max_steps": 6}
+    with pytest.raises(InputError, match=message):
+        TrainConfig(**(defaults | change))
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "train_rows: expected at least one example, got none"),
+        ([{"input_ids": [1]}], r"train_rows\[0\]: expected a dict with input_ids and labels"),
+        ([{"input_ids": [1, 2], "labels": [1]}], r"train_rows\[0\]: .* got 2 and 1"),
+        ([{"input_ids": [1, 9999], "labels": [-100, 2]}], r"train_rows\[0\] input_ids: .* 1 to 99"),
+        ([{"input_ids": [1, 2], "labels": [-100, -1]}], r"train_rows\[0\] labels: .* -1 to -1"),
+    ],
+)
+def test_bad_rows_are_named(tmp_path, rows, message):
+    model, tokenizer, _, _ = setup(n=1)
+    with pytest.raises(InputError, match=message):
+        train(config(tmp_path), model, tokenizer, rows)
+
+
+def test_logits_that_are_more_than_a_linear_layer_are_refused(tmp_path):
+    model, tokenizer, _, rows = setup(n=1)
+    model.config.final_logit_softcapping = 30.0
+    with pytest.raises(InputError, match="the configuration has final_logit_softcapping"):
+        train(config(tmp_path), model, tokenizer, rows)
+    model.config.final_logit_softcapping = None
+    model.lm_head = torch.nn.Linear(32, 8, bias=True)
+    with pytest.raises(InputError, match="its output layer is Linear"):
+        train(config(tmp_path), model, tokenizer, rows)
+
+
+def test_a_broken_record_is_named(tmp_path):
+    model, tokenizer, _, rows = setup(n=4)
+    train(config(tmp_path, max_steps=1), model, tokenizer, rows)
+    (tmp_path / "training.json").write_text("{")
+    with pytest.raises(InputError, match="training.json: not the record of a training run"):
+        train(config(tmp_path, max_steps=1), model, tokenizer, rows)
+
+
+@pytest.mark.slow
+def test_two_processes_train_like_one(tmp_path):
+    model, tokenizer, _, rows = setup(n=24)
+    one = config(tmp_path / "one", batch_size=8, max_steps=4, learning_rate=1e-3)
+    whole = train(one, without_dropout(model), tokenizer, rows, rows[:6])
+    command = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", __file__]
+    child = subprocess.run(
+        [sys.executable, *command, str(tmp_path / "two"), "pair"],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert child.returncode == 0, child.stderr
+    for ours, theirs in zip(
+        lines(whole), map(json.loads, (tmp_path / "two/log.jsonl").open()), strict=True
+    ):
+        for name in ("loss", "cross_entropy", "pivot_loss", "targets", "eval_loss"):
+            assert ours.get(name, 0) == pytest.approx(theirs.get(name, 0), rel=1e-4)
+    pair = load_file(tmp_path / "two/model/model.safetensors")
+    for name, weight in load_file(whole.model_dir / "model.safetensors").items():
+        torch.testing.assert_close(pair[name], weight, rtol=1e-3, atol=1e-5)
+
+
+if __name__ == "__main__":  # the child processes of the tests above
+    torch.set_num_threads(1)
+    if sys.argv[2:] == ["pair"]:
+        model, tokenizer, _, rows = setup(n=24)
+        pair = config(sys.argv[1], batch_size=4, max_steps=4, learning_rate=1e-3)
+        train(pair, without_dropout(model), tokenizer, rows, rows[:6])
+    else:
+        training.R2DTrainer = Killed
+        model, tokenizer, _, rows = setup()
+        train(interrupted(sys.argv[1]), model, tokenizer, rows, rows[:5])
