@@ -16,11 +16,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from transformers import PreTrainedTokenizerBase
 
 from r2d_core.attacks.attack import Material, Target, known_of
 from r2d_core.errors import InputError
@@ -53,7 +54,7 @@ class GCG:
                     f"attack {self.name!r}: {field} is {getattr(self, field)}, expected at least 1"
                 )
 
-    def aim(self, behavior: Behavior, tokenizer: object) -> tuple[str, list[bool]]:
+    def aim(self, behavior: Behavior, tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[bool]]:
         """The response text that is forced, and which of its tokens the loss is taken at."""
         raise NotImplementedError(f"{type(self).__name__} must say what it aims at: define aim()")
 
@@ -121,7 +122,7 @@ class GCG:
         )
 
     def _gradient(
-        self, model: torch.nn.Module, ids_T: Tensor, start: int, response_tokens: int, mask: Tensor
+        self, model: Any, ids_T: Tensor, start: int, response_tokens: int, mask: Tensor
     ) -> Tensor:
         """d loss / d one-hot of the suffix, [suffix_tokens, V]."""
         embedding_VH = model.get_input_embeddings().weight
@@ -160,7 +161,7 @@ class GCGAnswer(GCG):
 
     name: ClassVar[str] = "gcg_answer"
 
-    def aim(self, behavior: Behavior, tokenizer: object) -> tuple[str, list[bool]]:
+    def aim(self, behavior: Behavior, tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[bool]]:
         text = known_of(behavior, "target", self.name)
         return text, [True] * len(_response_ids(tokenizer, behavior, text))
 
@@ -171,10 +172,10 @@ class GCGPivot(GCG):
 
     name: ClassVar[str] = "gcg_pivot"
 
-    def aim(self, behavior: Behavior, tokenizer: object) -> tuple[str, list[bool]]:
+    def aim(self, behavior: Behavior, tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[bool]]:
         text = known_of(behavior, "pivot_target", self.name)
         ids = _response_ids(tokenizer, behavior, text)
-        safe = tokenizer.convert_tokens_to_ids(SAFE)  # type: ignore[attr-defined]
+        safe = tokenizer.convert_tokens_to_ids(SAFE)
         if safe not in ids:
             raise InputError(
                 f"attack {self.name!r}: pivot_target of behavior {behavior.id!r} holds no {SAFE} "
@@ -183,19 +184,19 @@ class GCGPivot(GCG):
         return text, [i == safe for i in ids]
 
 
-def _response_ids(tokenizer: object, behavior: Behavior, text: str) -> list[int]:
+def _response_ids(tokenizer: PreTrainedTokenizerBase, behavior: Behavior, text: str) -> list[int]:
     bare = len(encode_prompt(tokenizer, behavior.prompt))
     return encode_prompt(tokenizer, behavior.prompt, prefill=text)[bare:]
 
 
-def _text_tokens(tokenizer: object, device: torch.device) -> Tensor:
+def _text_tokens(tokenizer: PreTrainedTokenizerBase, device: torch.device) -> Tensor:
     """Ids that are plain text of their own: no special token, same id after decode and encode."""
-    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)  # type: ignore[attr-defined]
+    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
     plain = [
         i
-        for i in range(len(tokenizer))  # type: ignore[arg-type]
+        for i in range(len(tokenizer))
         if i not in special
-        and tokenizer.encode(tokenizer.decode([i]), add_special_tokens=False) == [i]  # type: ignore[attr-defined]
+        and tokenizer.encode(tokenizer.decode([i]), add_special_tokens=False) == [i]
     ]
     return torch.tensor(plain, device=device)
 

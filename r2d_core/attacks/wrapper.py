@@ -1,4 +1,4 @@
-"""Jailbreak wrappers: the request inside a template (the human jailbreaks and JBC of the papers)."""
+"""Jailbreak wrappers: the request inside a template (human jailbreaks, JBC)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the toy world asks of a model: harmful requests, benign ones that look harmful, plain ones."""
+"""What the toy world asks of a model: harmful requests, benign look-alikes, plain requests."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def harmful_behaviors(
 def benign_behaviors(
     language: Language, splits: Splits, partition: str, n_per_split: int, seed: int
 ) -> list[Behavior]:
-    """Benign requests of every category, ``n_per_split`` for each split, with their true answers."""
+    """Benign requests, ``n_per_split`` for each category and split, with their true answers."""
     _check(partition)
     rng = random.Random(f"toy-benign-{partition}-{seed}")
     every_banned = tuple(i for i in splits.base_items if language.banned(i))

@@ -58,7 +58,9 @@ def make_splits(language: Language, seed: int = 0) -> Splits:
         rng.shuffle(of_kind)
         for i, suffix in enumerate(of_kind[:NEW_TOPICS_PER_KIND]):
             new_topics[suffix] = PARTITIONS[(i + 1) % 2]
-    base, held_out, safety = [], [], []
+    base: list[Item] = []
+    held_out: list[Item] = []
+    safety: list[Item] = []
     evaluation: dict[tuple[str, str], list[Item]] = {(p, s): [] for p in PARTITIONS for s in SPLITS}
     for suffix in language.suffixes:
         prefixes = list(language.prefixes)

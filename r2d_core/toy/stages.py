@@ -12,7 +12,8 @@ from pathlib import Path
 
 from r2d_core.checking import unknown
 from r2d_core.errors import InputError
-from r2d_core.records import atomic_directory, write_json_atomic
+from r2d_core.pivots import Init, expand_vocabulary
+from r2d_core.records import atomic_directory, write_json_atomic, write_text_atomic
 from r2d_core.toy.arms import ARMS, METHODS, VANILLA, arm_examples
 from r2d_core.toy.base import (
     BaseConfig,
@@ -24,7 +25,7 @@ from r2d_core.toy.base import (
     make_tokenizer,
 )
 from r2d_core.toy.language import make_language
-from r2d_core.toy.measure import load
+from r2d_core.toy.measure import load, measure_attacks, measure_benign
 from r2d_core.toy.splits import make_splits
 from r2d_core.training import TrainConfig, TrainResult, train
 
@@ -80,10 +81,8 @@ def train_base(
     return result, gate
 
 
-def expand(checkpoint: str | Path, output_dir: str | Path, *, init: str, seed: int) -> Path:
+def expand(checkpoint: str | Path, output_dir: str | Path, *, init: Init, seed: int) -> Path:
     """Give a checkpoint the pivot, think and reserved tokens; returns the new checkpoint."""
-    from r2d_core.pivots import expand_vocabulary
-
     model, tokenizer = load(checkpoint)
     expand_vocabulary(model, tokenizer, init=init, seed=seed)
     path = Path(output_dir) / "model"
@@ -156,3 +155,55 @@ def default_checkpoint(method: str, seed: int) -> Path:
     folder = INTERACTIVE / "base0" / method / "training" / f"seed{seed}"
     train_arm(default_expanded(), method, seed, ArmTraining(), world_seed=0, output_dir=folder)
     return folder / "model"
+
+
+def find_checkpoint(checkpoint: str, checkpoints_dir: str, method: str, seed: int) -> Path:
+    """The model a notebook is told to measure.
+
+    ``checkpoint`` itself, else ``checkpoints_dir``/seed<seed>/model, else the default model of the
+    method, trained now if it is not there. InputError when the one asked for does not exist.
+    """
+    if not checkpoint and not checkpoints_dir:
+        return default_checkpoint(method, seed)
+    path = Path(checkpoint) if checkpoint else Path(checkpoints_dir) / f"seed{seed}" / "model"
+    if not (path / "config.json").is_file():
+        name = "checkpoint" if checkpoint else "checkpoints_dir"
+        raise InputError(
+            f"no checkpoint at {str(path)!r} (parameter {name}; a folder with config.json was "
+            "expected); correct the path, or run the notebook that trains it first"
+        )
+    return path
+
+
+def default_experiment() -> Path:
+    """``results/toy`` when it has been run; else a small comparison of four methods, made now."""
+    finished = Path("results/toy")
+    if (finished / "results" / "findings.md").is_file():
+        return finished
+    for method in (VANILLA, "refusal", "r2d", "r2d_no_cpo"):
+        home = INTERACTIVE / "base0" / method
+        checkpoint = default_checkpoint(method, 0)
+        attacked = measure_attacks(
+            checkpoint,
+            method,
+            attacks=["direct", "wrapper", "prefill_lead", "forged_reasoning"],
+            attack_settings={},
+            partition="development",
+            n_per_split=40,
+            n_gradient=0,
+            world_seed=0,
+            seed=0,
+            output_dir=home / "attacks" / "seed0",
+        )
+        asked = measure_benign(
+            checkpoint,
+            method,
+            partition="development",
+            n_per_split=40,
+            world_seed=0,
+            output_dir=home / "utility" / "seed0",
+        )
+        for stage, run in (("attacks", attacked), ("utility", asked)):
+            table = run.table(method, 0, 0).to_csv(index=False)
+            write_text_atomic(home / stage / "table.csv", table)
+    return INTERACTIVE

@@ -1,0 +1,158 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.0
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Ablations
+#
+# What does each part of R2D contribute? The reasoning, the pivots, the contrast on the pivots
+# (CPO): each is taken away in turn. Two controls come with them, without which no claim holds:
+# refusal tuning with the *same recovery examples* (is it R2D, or only the examples that turn back
+# from a harmful beginning?), and R2D with plain cross-entropy *up-weighted* on the pivots (is it
+# the contrast, or only the weight?).
+
+# %% tags=["parameters"]
+# Parameters of this notebook
+experiment_dir: str = ""  # an experiment's results; empty: results/toy, or a small one made now
+output_dir: str = "results/interactive/ablations"  # where the tables are written
+
+# %% tags=["hide-input"]
+from datetime import UTC, datetime
+
+started = datetime.now(UTC)
+
+from r2d_core.parameters import check_parameters
+
+parameters = check_parameters(globals())
+
+# %% tags=["hide-input"]
+from pathlib import Path
+
+from IPython.display import HTML, Markdown, display
+
+from r2d_core import plots
+from r2d_core.provenance import footer_html, provenance
+from r2d_core.records import write_json_atomic, write_text_atomic
+from r2d_core.toy.arms import TITLES
+from r2d_core.toy.results import read_results
+from r2d_core.toy.stages import default_experiment
+
+results = read_results(experiment_dir or default_experiment())
+output = Path(output_dir)
+ABLATED = ["r2d", "r2d_no_cpo", "r2d_upweighted", "r2d_no_pivots", "r2d_no_reasoning"]
+CONTROLS = ["refusal", "refusal_recovery", "r2d"]
+
+# %% [markdown]
+# ## R2D and what is left without each part
+
+# %% tags=["hide-input"]
+plots.ablation_intervals(
+    results.attacks,
+    methods=ABLATED,
+    alt="Attack success rate of R2D and of R2D without CPO, with up-weighted pivots, without "
+    "pivots and without reasoning, a panel for each attack, with Wilson 95% intervals.",
+)
+
+# %% [markdown]
+# ## On topics the training never named
+
+# %% tags=["hide-input"]
+new_topics = results.attacks[results.attacks["split"] == "new_topic"]
+plots.ablation_intervals(
+    new_topics,
+    methods=ABLATED,
+    alt="The same comparison on banned topics that no how-to request of the training named.",
+)
+
+# %% [markdown]
+# ## Is it R2D, or only the recovery examples?
+
+# %% tags=["hide-input"]
+controlled = results.attacks[results.attacks["method"].isin(CONTROLS)]
+plots.asr_intervals(
+    controlled,
+    alt="Attack success rate of refusal tuning, refusal tuning with recovery examples, and R2D, a "
+    "panel for each attack, with Wilson 95% intervals.",
+)
+
+# %% [markdown]
+# ## Paired tests
+#
+# R2D against every other method on the same requests, attacks and seeds: in how many pairs one of
+# the two alone gave a harmful response, with the exact McNemar p-value, Holm-corrected over the
+# whole table. Seeds are pooled: pairs of one request under several seeds are not independent, so
+# small p-values overstate; read them with the single runs of the figures above.
+
+# %% tags=["hide-input"]
+tests = results.compare("r2d")
+write_text_atomic(output / "paired_tests.csv", tests.to_csv(index=False))
+shown = tests.assign(method=tests["method"].map(TITLES)).rename(
+    columns={
+        "only_reference": "harmful with R2D alone",
+        "only_method": "harmful with the other alone",
+        "p_value": "p",
+        "p_holm": "p (Holm)",
+    }
+)
+display(
+    shown.style.hide(axis="index")
+    .format({"p": "{:.2g}", "p (Holm)": "{:.2g}"})
+    .set_table_attributes('class="dataframe"')
+)
+
+# %% [markdown]
+# ## Pivot accuracy and loss on the evaluation split
+#
+# Means over the runs. *Accuracy*: the right pivot beats the other two where a pivot is due.
+
+# %% tags=["hide-input"]
+wanted = {
+    "eval_cross_entropy": "cross-entropy",
+    "eval_pivot_loss": "pivot loss",
+    "eval_pivot_accuracy_safe": "accuracy [SAFE]",
+    "eval_pivot_accuracy_unsafe": "accuracy [UNSAFE]",
+    "eval_pivot_accuracy_rethink": "accuracy [RETHINK]",
+    "seconds": "seconds of training",
+}
+training = results.training
+if len(training):
+    columns = [c for c in wanted if c in training]
+    means = training.groupby("method", sort=False)[columns].mean().rename(columns=wanted)
+    ordered = means.reindex([m for m in results.methods if m in means.index]).rename(index=TITLES)
+    display(
+        ordered.style.format("{:.4g}", na_rep="no pivots").set_table_attributes('class="dataframe"')
+    )
+
+# %% [markdown]
+# ## All cells
+
+# %% tags=["hide-input"]
+cells = results.attacks[results.attacks["scope"] == "whole"]
+pooled = cells.groupby(["method", "attack", "split"], sort=False)[
+    ["n", "harmful", "refused", "correct", "garbled"]
+].sum()
+write_text_atomic(output / "ablations.csv", pooled.reset_index().to_csv(index=False))
+display(
+    Markdown(
+        f"{len(pooled)} cells (method × attack × split) of {int(pooled['n'].sum())} completions "
+        "are in `ablations.csv`, the paired tests in `paired_tests.csv`."
+    )
+)
+display(HTML(pooled.reset_index().to_html(index=False, border=0, max_rows=None)))
+
+# %% tags=["hide-input"]
+seeds = sorted({int(s) for s in results.attacks["seed"]})
+record = provenance(parameters, seeds, started)
+write_json_atomic(output / "ablations.json", record)
+display(HTML(footer_html(record)))

@@ -1,0 +1,204 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.0
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Results at a glance
+#
+# What R2D buys, what it costs, and what it does not stop: every method, every attack, all seeds.
+
+# %% tags=["parameters"]
+# Parameters of this notebook
+experiment_dir: str = ""  # an experiment's results; empty: results/toy, or a small one made now
+output_dir: str = "results/interactive/results"  # where figure, findings and tables are written
+
+# %% tags=["hide-input"]
+from datetime import UTC, datetime
+
+started = datetime.now(UTC)
+
+from r2d_core.parameters import check_parameters
+
+parameters = check_parameters(globals())
+
+# %% tags=["hide-input"]
+from pathlib import Path
+
+import pandas as pd
+from IPython.display import HTML, Markdown, display
+
+from r2d_core import plots
+from r2d_core.generation import Request
+from r2d_core.generation.trace import pivot_probabilities
+from r2d_core.metrics import Rate
+from r2d_core.provenance import footer_html, provenance
+from r2d_core.records import write_json_atomic, write_text_atomic
+from r2d_core.toy.arms import TITLES
+from r2d_core.toy.evaluation import LOOK_ALIKES
+from r2d_core.toy.findings import findings
+from r2d_core.toy.measure import load
+from r2d_core.toy.results import read_results
+from r2d_core.toy.stages import default_experiment
+
+experiment = Path(experiment_dir or default_experiment())
+results = read_results(experiment)
+output = Path(output_dir)
+
+# %% [markdown]
+# ## What was found
+
+# %% tags=["hide-input"]
+found = findings(results)
+write_text_atomic(output / "findings.md", found)
+display(Markdown(found))
+
+# %% [markdown]
+# ## Attack success rate
+#
+# Share of harmful responses, all splits and seeds pooled. *Not run*: the attack has no meaning for
+# the method (there are no pivots to attack).
+
+# %% tags=["hide-input"]
+main_figure = plots.asr_heatmap(
+    results.attacks,
+    alt="Heat map of the attack success rate of every attack on every method, with the number of "
+    "harmful responses out of all in each cell.",
+)
+main_figure.save(output / "main_figure.svg")
+main_figure
+
+# %% tags=["hide-input"]
+whole = results.attacks[results.attacks["scope"] == "whole"]
+counts = whole.groupby(["attack", "method"], sort=False)[["harmful", "n"]].sum()
+rates = {key: str(Rate(int(row.harmful), int(row.n))) for key, row in counts.iterrows()}
+asr = pd.Series(rates).unstack(sort=False)[results.methods]
+write_text_atomic(output / "asr.csv", asr.to_csv())
+display(
+    asr.rename(columns=TITLES)
+    .fillna("not run")
+    .style.set_caption("with Wilson 95% intervals, and counts")
+    .set_table_attributes('class="dataframe"')
+)
+
+# %% [markdown]
+# ## On topics the training never named
+
+# %% tags=["hide-input"]
+plots.asr_heatmap(
+    results.attacks[results.attacks["split"] == "new_topic"],
+    alt="Heat map of the attack success rate on banned topics that no how-to request of the "
+    "training named.",
+)
+
+# %% [markdown]
+# ## Harmful, refused, correct, garbled
+#
+# Garbled responses are neither harm nor defence: the attack, or the training, broke the model.
+
+# %% tags=["hide-input"]
+plots.outcome_bars(
+    results.attacks,
+    alt="For every attack and method, how the responses divide into harmful, refused, correct and "
+    "garbled.",
+)
+
+# %% [markdown]
+# ## Over-refusal against attack success
+
+# %% tags=["hide-input"]
+look_alikes = results.benign[results.benign["attack"].isin(LOOK_ALIKES)]
+attacked = results.attacks.assign(scope=results.attacks["scope"].replace({"whole": "pooled"}))
+plots.over_refusal_vs_asr(
+    attacked[attacked["scope"] == "pooled"].assign(scope="whole"),
+    look_alikes[look_alikes["scope"] == "whole"],
+    alt="Each method's attack success rate against its refusals of harmless look-alikes, with "
+    "Wilson 95% intervals; bottom left is best.",
+)
+
+# %% [markdown]
+# ## Harmless requests
+#
+# Answered exactly, by kind of request (judged on the answer).
+
+# %% tags=["hide-input"]
+answers = results.benign[results.benign["scope"] == "answer"]
+counts = answers.groupby(["attack", "method"], sort=False)[["correct", "refused", "n"]].sum()
+tables = {}
+for label in ("correct", "refused"):
+    rates = {key: str(Rate(int(row[label]), int(row["n"]))) for key, row in counts.iterrows()}
+    tables[label] = pd.Series(rates).unstack(sort=False)[results.methods]
+    write_text_atomic(output / f"benign_{label}.csv", tables[label].to_csv())
+display(
+    tables["correct"]
+    .rename(columns=TITLES)
+    .style.set_caption("answered exactly")
+    .set_table_attributes('class="dataframe"')
+)
+display(
+    tables["refused"]
+    .rename(columns=TITLES)
+    .style.set_caption("refused")
+    .set_table_attributes('class="dataframe"')
+)
+
+# %% [markdown]
+# ## Tokens spent on an answer
+#
+# Means over harmful requests (all attacks) and harmless ones.
+
+# %% tags=["hide-input"]
+spent = pd.DataFrame(
+    {
+        name: frame[frame["scope"] == "whole"]
+        .groupby("method", sort=False)["response_tokens"]
+        .mean()
+        for name, frame in (("under attack", results.attacks), ("harmless", results.benign))
+    }
+).reindex(results.methods)
+write_text_atomic(output / "tokens.csv", spent.to_csv())
+display(spent.rename(index=TITLES).style.format("{:.1f}").set_table_attributes('class="dataframe"'))
+
+# %% [markdown]
+# ## R2D thinking
+#
+# The same request under four attacks, token by token, with the probabilities the model gave to the
+# pivots in each place. The colour of a step is that of the pivot that ends it.
+
+# %% tags=["hide-input"]
+trained = sorted(experiment.glob("base*/r2d/training/seed*/model"))
+if trained:
+    model, tokenizer = load(trained[0])
+    run = results.runs["r2d"][0]
+    subject = next(v.behavior_id for v in run.verdicts if "new_pair" in v.behavior_id)
+    for completion, verdict in zip(run.completions, run.verdicts, strict=True):
+        wanted = ("direct", "wrapper", "prefill_lead", "forged_reasoning")
+        if completion.behavior_id != subject or completion.attack not in wanted:
+            continue
+        request = Request(completion.prompt, prefill=completion.prefill)
+        tokens = pivot_probabilities(model, tokenizer, request, completion.text)
+        display(Markdown(f"**{completion.attack}**: judged {verdict.whole}"))
+        display(
+            plots.pivot_trace(
+                [plots.TraceToken(t.text, t.p_safe, t.p_unsafe) for t in tokens],
+                alt=f"R2D's response under {completion.attack}, judged {verdict.whole}.",
+                prompt=completion.prompt,
+                prefill=completion.prefill,
+            )
+        )
+
+# %% tags=["hide-input"]
+seeds = sorted({int(s) for s in results.attacks["seed"]})
+record = provenance(parameters, seeds, started)
+write_json_atomic(output / "results.json", record)
+display(HTML(footer_html(record)))

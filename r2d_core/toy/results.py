@@ -1,0 +1,98 @@
+"""An experiment's results as tables: read what the evaluations left, compare methods in pairs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from r2d_core.errors import InputError
+from r2d_core.metrics import Rate, holm
+from r2d_core.toy.arms import METHODS
+from r2d_core.toy.measure import Measurement, paired_tests, read_measurement
+
+
+@dataclass(frozen=True)
+class Results:
+    """All cells of an experiment.
+
+    Attributes:
+        attacks, benign: the ``table.csv`` of all evaluations, one below the other.
+        runs: method -> its attack measurements, in one order of base and safety seeds.
+        training: one row a trained model: method, base_seed, seed, steps, seconds and metrics.
+    """
+
+    attacks: pd.DataFrame
+    benign: pd.DataFrame
+    runs: dict[str, list[Measurement]]
+    training: pd.DataFrame
+
+    @property
+    def methods(self) -> list[str]:
+        """The methods that were measured, in the book's order."""
+        return [m for m in METHODS if m in self.runs]
+
+    def rate(
+        self,
+        method: str,
+        label: str = "harmful",
+        *,
+        attacks: list[str] | None = None,
+        benign: bool = False,
+        scope: str = "whole",
+    ) -> Rate:
+        """A method's pooled rate of a label, over the attacks (or benign categories) named."""
+        table = self.benign if benign else self.attacks
+        chosen = table[(table["method"] == method) & (table["scope"] == scope)]
+        if attacks is not None:
+            chosen = chosen[chosen["attack"].isin(attacks)]
+        return Rate(int(chosen[label].sum()), int(chosen["n"].sum()))
+
+    def compare(self, reference: str) -> pd.DataFrame:
+        """Paired McNemar tests of ``reference`` against all others, Holm-corrected as one family.
+
+        Columns as `paired_tests`, and ``p_holm``.
+        """
+        if reference not in self.runs:
+            raise InputError(f"the experiment has no method {reference!r}; it has {self.methods}")
+        tests = paired_tests(self.runs, reference)
+        return tests.assign(p_holm=holm(list(tests["p_value"])))
+
+
+def read_results(experiment_dir: str | Path) -> Results:
+    """Read ``base<b>/<method>/{attacks,utility,training}`` below an experiment's folder."""
+    root = Path(experiment_dir)
+    attacked = sorted(root.glob("base*/*/attacks/table.csv"))
+    asked = sorted(root.glob("base*/*/utility/table.csv"))
+    if not attacked or not asked:
+        raise InputError(
+            f"{str(root)!r} holds no results (base*/<method>/attacks/table.csv and …/utility/"
+            "table.csv were expected); run the experiment, or correct experiment_dir"
+        )
+    tables = [pd.read_csv(path) for path in attacked]
+    runs: dict[str, list[Measurement]] = {}
+    for path, table in zip(attacked, tables, strict=True):
+        for seed in sorted(table["seed"].unique()):
+            run = read_measurement(path.parent / f"seed{seed}", {})
+            runs.setdefault(str(table["method"].iloc[0]), []).append(run)
+    training = []
+    for path in sorted(root.glob("base*/*/training/seed*/training.json")):
+        record = json.loads(path.read_text())
+        training.append(
+            {
+                "method": path.parents[2].name,
+                "base_seed": int(path.parents[3].name.removeprefix("base")),
+                "seed": int(path.parent.name.removeprefix("seed")),
+                "steps": record["steps"],
+                "seconds": record["seconds"],
+                **record["metrics"],
+            }
+        )
+    return Results(
+        pd.concat(tables, ignore_index=True),
+        pd.concat([pd.read_csv(path) for path in asked], ignore_index=True),
+        runs,
+        pd.DataFrame(training),
+    )
