@@ -77,12 +77,11 @@ class Run:
 
     @property
     def label(self) -> str:
-        parts = [self.name]
-        if self.method is not None:
-            parts.append(self.method)
+        """Its line in the table of contents."""
+        parts = [] if self.method is None else [self.method]
         if self.base_seed is not None:
             parts.append(f"base {self.base_seed}")
-        return ", ".join(parts)
+        return f"{self.name[:2]} {', '.join(parts)}"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -149,14 +148,15 @@ def stage(root: Path, name: str, staged: Path) -> None:
         root / "book", staged / "book", ignore=shutil.ignore_patterns("__pycache__", "generated")
     )
     for run in headline.values():
-        _stage_notebook(run, staged / "notebooks" / f"{run.name}.ipynb", run.name)
+        _stage_notebook(run, staged / "notebooks" / f"{run.name}.ipynb")
     others = [run for run in runs if run not in headline.values()]
     for run in others:
-        _stage_notebook(run, staged / f"{run.docname}.ipynb", run.label)
+        note = f"*One of {{doc}}`all runs </runs/index>`: {run.label[3:]}.*"
+        _stage_notebook(run, staged / f"{run.docname}.ipynb", note)
 
     downloads = _stage_data(results, staged / "runs" / "data", name)
     write_text_atomic(
-        staged / "runs" / "index.md", _runs_page(experiment, headline, others, downloads)
+        staged / "runs" / "index.md", _runs_page(experiment, headline, runs, downloads)
     )
     _stage_generated(root, results, staged / "book" / "generated")
     toc.setdefault("parts", []).append(_all_runs_part(others))
@@ -246,13 +246,10 @@ def _failure(file: Path) -> str:
     return ""
 
 
-def _stage_notebook(run: Run, target: Path, label: str) -> None:
+def _stage_notebook(run: Run, target: Path, note: str = "") -> None:
     notebook = nbformat.read(run.file, as_version=4)
-    # A language that Sphinx's highlighter knows, whatever kernel name ran it.
-    notebook.metadata.setdefault("language_info", {"name": "python"})
-    if label != run.name and notebook.cells and notebook.cells[0].cell_type == "markdown":
-        source = notebook.cells[0].source
-        notebook.cells[0].source = f"{source}\n\n*This is the run {label}.*"
+    if note and notebook.cells and notebook.cells[0].cell_type == "markdown":
+        notebook.cells[0].source += f"\n\n{note}"
     target.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, target)
 
@@ -313,15 +310,15 @@ def _stage_data(results: Path, target: Path, name: str) -> list[tuple[str, int]]
 def _runs_page(
     experiment: Experiment,
     headline: dict[str, Run],
-    others: list[Run],
+    runs: list[Run],
     downloads: list[tuple[str, int]],
 ) -> str:
     lines = [
         "# All runs and their data",
         "",
-        f"Every notebook run of the experiment `{experiment.name}` ({experiment.title}), as it was "
-        "executed. The chapters of the book show the first base seed and R2D, here called the "
-        "headline run.",
+        f"Every notebook run of the experiment `{experiment.name}` ({_plain(experiment.title)}), "
+        "as it was executed. The chapters of the book show the first base seed and R2D, here "
+        "called the headline run.",
         "",
         "## Data",
         "",
@@ -330,13 +327,18 @@ def _runs_page(
         what = "every record of every run" if name.endswith(".zip") else "table"
         lines.append(f"- {{download}}`{name} <data/{name}>` ({_size(size)}): {what}")
     lines += ["", "## Runs", "", "| notebook | base seed | method | page |", "|---|---|---|---|"]
-    for run in sorted([*headline.values(), *others], key=lambda run: run.name):
+    for run in runs:
         chapter = headline.get(run.name) == run
         page = f"/notebooks/{run.name}" if chapter else f"/{run.docname}"
         text = "headline run" if chapter else "run"
         base = "–" if run.base_seed is None else run.base_seed
         lines.append(f"| {run.name} | {base} | {run.method or '–'} | {{doc}}`{text} <{page}>` |")
     return "\n".join(lines) + "\n"
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown shows as it is."""
+    return re.sub(r"([^\w\s])", r"\\\1", " ".join(text.split()))
 
 
 def _size(count: int) -> str:
@@ -352,16 +354,15 @@ def _all_runs_part(others: list[Run]) -> dict[str, Any]:
 
 def footer(experiment: Experiment, results: Path, root: Path) -> str:
     """What made the numbers of the book, in two lines, from the records that the runs left."""
-    records = []
-    for file in sorted(results.rglob("*.json")):
-        try:
-            content = json.loads(file.read_bytes())
-        except ValueError:
-            continue  # a model's own files lie here too; ours are written whole or not at all
-        if isinstance(content, dict) and isinstance(content.get("provenance"), dict):
-            records.append(content["provenance"])
-    if not records:
-        raise InputError(f"{results}: no result file says what made it (the key 'provenance')")
+    made = ("base*/*/attacks/attacks", "base*/*/utility/utility", "ablations/ablations",
+            "results/results")  # fmt: skip
+    files = sorted(file for pattern in made for file in results.glob(f"{pattern}.json"))
+    if not files:
+        raise InputError(
+            f"{results}: no attacks.json, utility.json, ablations.json or results.json says what "
+            "made the numbers; finish the experiment"
+        )
+    records = [json.loads(file.read_bytes()) for file in files]
     latest = max(records, key=lambda record: record["ended"])
     commits = sorted(
         {f"{str(each['commit'])[:12]}{'+' if each['dirty'] else ''}" for each in records}

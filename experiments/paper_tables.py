@@ -137,15 +137,17 @@ def _differences(rows: pd.DataFrame, ours: str, other: str) -> str:
 
 
 def _beside(asr: pd.DataFrame, ours: pd.DataFrame) -> str:
-    counts = ours[ours["scope"] == "whole"].groupby(["attack", "method"])[["harmful", "n"]].sum()
+    whole = ours[ours["scope"] == "whole"]
+    sums = whole.groupby(["attack", "method"])[["harmful", "n"]].sum()
+    counts = dict(zip(sums.index, sums.itertuples(index=False), strict=True))
     body = []
     for task, attack in ANALOGUES.items():
         for label, method in ARMS.items():
             values = asr[(asr["task"] == task) & (asr["method"] == label)]["value"].astype(float)
-            if (attack, method) in counts.index:
-                harmful, n = (int(number) for number in counts.loc[(attack, method)])
-                rate = Rate(harmful, n)
-                own = f"{100 * rate.rate:.1f} <small>{_interval(rate)}, n={n}</small>"
+            if (attack, method) in counts:
+                harmful, n = counts[attack, method]
+                rate = Rate(int(harmful), int(n))
+                own = f"{100 * rate.rate:.1f} <small>{_interval(rate)}, n={rate.n}</small>"
             else:
                 own = "not run"
             middle = (

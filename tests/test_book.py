@@ -6,7 +6,6 @@ import functools
 import http.server
 import json
 import shutil
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -20,6 +19,9 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from r2d_core import plots
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "experiments"))
+import build_book  # noqa: E402
+
 HOSTILE = (
     "<script>window.hacked = 1</script><img src=x onerror='window.hacked = 1'> "
     "**bold** [link](javascript:alert(1)) {raw} `code` $x$ \x1b[31mred\x1b[0m --> ]]> </textarea>"
@@ -48,6 +50,7 @@ def attack_table(method: str, base_seed: int) -> pd.DataFrame:
     )  # fmt: skip
 
 
+@functools.cache
 def executed(name: str) -> nbformat.NotebookNode:
     """What a run leaves: parameters, a hostile table, hostile print-out, a figure, a trace."""
     shown = pd.DataFrame({"prompt": [HOSTILE], "completion": [HOSTILE[::-1]]})
@@ -111,7 +114,7 @@ def make_root(root: Path, experiment: str = "toy") -> Path:
             home = results / f"base{base}" / method / "attacks"
             home.mkdir(parents=True)
             attack_table(method, base).to_csv(home / "table.csv", index=False)
-            (home / "attacks.json").write_text(json.dumps({"provenance": record}))
+            (home / "attacks.json").write_text(json.dumps(record))
     tables = pd.concat([attack_table(method, 0) for method in METHODS])
     (results / "results").mkdir()
     tables.to_csv(results / "results" / "rates.csv", index=False)
@@ -120,10 +123,8 @@ def make_root(root: Path, experiment: str = "toy") -> Path:
     return root
 
 
-def build_book(root: Path, experiment: str = "toy") -> subprocess.CompletedProcess[str]:
-    script = ROOT / "experiments" / "build_book.py"
-    command = [sys.executable, str(script), "--experiment", experiment, "--root", str(root)]
-    return subprocess.run(command, capture_output=True, text=True)
+def build(root: Path, experiment: str = "toy") -> int:
+    return build_book.main(["--experiment", experiment, "--root", str(root)])
 
 
 # ------------------------------------------------------------------------------------------------
@@ -181,19 +182,21 @@ def never_ended(root: Path) -> None:
             "findings.md: no such file; the notebook 07_results_at_a_glance writes it",
         ),
         (
-            lambda root: shutil.rmtree(root / "results/toy/base0"),
-            "",
+            lambda root: [each.unlink() for each in root.glob("results/toy/base*/*/*/table.csv")],
+            "no base*/*/attacks/table.csv; finish the experiment",
+        ),
+        (
+            lambda root: [each.unlink() for each in root.glob("results/toy/base*/*/*/*.json")],
+            "results.json says what made the numbers",
         ),
     ],
 )
-def test_unfit_results_stop_the_build_with_one_line(tmp_path, spoil, says):
+def test_unfit_results_stop_the_build_with_one_line(tmp_path, capsys, spoil, says):
     root = make_root(tmp_path)
     spoil(root)
-    if not says:  # fewer tables are still tables: nothing to refuse
-        return
-    done = build_book(root)
-    assert done.returncode == 2, done.stderr
-    assert says in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert build(root) == 2
+    said = capsys.readouterr().err
+    assert says in said and said.count("\n") == 1, said
     assert not (root / "_build" / "html").exists()
     assert not (root / "_build" / "source").exists()
 
@@ -205,30 +208,38 @@ def test_unfit_results_stop_the_build_with_one_line(tmp_path, spoil, says):
 @pytest.fixture(scope="module")
 def book(tmp_path_factory) -> Path:
     root = make_root(tmp_path_factory.mktemp("book"), "smoke")
-    done = build_book(root, "smoke")
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert build(root, "smoke") == 0
     return root
 
 
+def pages_of(html: Path) -> list[str]:
+    static = html / "_static"
+    return [
+        page.relative_to(html).as_posix()
+        for page in sorted(html.rglob("*.html"))
+        if static not in page.parents
+    ]
+
+
 @pytest.mark.slow
-def test_every_page_has_footer_and_banner_and_an_unchanged_book_is_kept(book):
-    pages = sorted((book / "_build" / "html").rglob("*.html"))
-    named = {page.relative_to(book / "_build" / "html").as_posix() for page in pages}
+def test_every_page_has_footer_and_banner_and_an_unchanged_book_is_kept(book, capsys):
+    html = book / "_build" / "html"
+    named = set(pages_of(html))
     assert {"book/index.html", "runs/index.html", "book/paper.html"} <= named
     assert "notebooks/03_cpo_training.html" in named  # the headline run, at its source's place
     assert "runs/base1/vanilla/04_attack_evaluation.html" in named
     assert "runs/base0/r2d/03_cpo_training.html" not in named
-    for page in pages:
-        text = page.read_text()
+    for page in named:
+        text = (html / page).read_text()
         if 'http-equiv="Refresh"' in text:
             continue
         assert "commit 0123456789ab+" in text, page
         assert "A &lt;b&gt;CPU&lt;/b&gt;" in text, page
         assert "The numbers mean nothing" in text, page
-    front = (book / "_build/html/book/index.html").read_text()
+    front = (html / "book/index.html").read_text()
     assert "1 of 20" in front and 'aria-label="rates"' in front
-    again = build_book(book, "smoke")
-    assert again.returncode == 0 and "nothing changed" in again.stdout
+    assert build(book, "smoke") == 0
+    assert "nothing changed" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -244,7 +255,7 @@ def test_launch_links_lead_to_the_sources(book):
 def test_in_a_browser_every_page_is_whole_and_nothing_runs_or_leaves(book, tmp_path):
     html = book / "_build" / "html"
     with _served(html) as address, _browser(tmp_path) as browser:
-        pages = [page.relative_to(html).as_posix() for page in sorted(html.rglob("*.html"))]
+        pages = pages_of(html)
         assert len(pages) > 15
         links: set[str] = set()
         for page in pages:
