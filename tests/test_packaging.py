@@ -66,8 +66,8 @@ def test_the_package_declares_what_it_imports():
     assert names(CORE) - imported("r2d_core", "experiments") <= {"accelerate"}
 
 
-def test_the_scripts_declare_what_they_import():
-    assert imported("experiments") <= names(CORE + EXTRAS["book"])
+def test_scripts_and_notebooks_declare_what_they_import():
+    assert imported("experiments", "notebooks") <= names(CORE + EXTRAS["book"])
 
 
 def test_every_requirement_is_pinned_to_a_version_it_allows():
