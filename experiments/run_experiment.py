@@ -20,6 +20,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import FrameType
 
 from r2d_core.errors import InputError
 from r2d_core.experiment import load_experiment
@@ -51,13 +52,21 @@ def main(arguments: list[str] | None = None) -> int:
     snakemake += ["--rerun-incomplete", "--keep-going", "--quiet", "rules", "host"]
     # Snakemake holds the lock as well: it may live on when this process is killed.
     grid = subprocess.Popen([*snakemake, *for_snakemake], cwd=ROOT, pass_fds=[lock])
-    signal.signal(signal.SIGINT, lambda *_: None)  # Ctrl-C reaches Snakemake too, which cleans up
-    signal.signal(signal.SIGTERM, lambda *_: grid.terminate())
+    stopped = False
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal stopped
+        stopped = True
+        if number == signal.SIGTERM:  # Ctrl-C, SIGINT, has reached Snakemake too
+            grid.terminate()
+
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGTERM, stop)
     if status := grid.wait():
         again = shlex.join(["python", "experiments/run_experiment.py", str(options.experiment)])
+        why = "" if stopped else "; the lines above that begin with 'error:' say why"
         print(
-            f"error: {options.experiment}: not finished; the lines above that begin with 'error:' "
-            f"say why. Mend it and go on with the same command ({again})",
+            f"error: {options.experiment}: not finished{why}. To go on: the same command ({again})",
             file=sys.stderr,
         )
     return 1 if status else 0
