@@ -354,7 +354,7 @@ def _all_runs_part(others: list[Run]) -> dict[str, Any]:
 
 def footer(experiment: Experiment, results: Path, root: Path) -> str:
     """What made the numbers of the book, in two lines, from the records that the runs left."""
-    made = ("base*/*/attacks/attacks", "base*/*/utility/utility", "ablations/ablations",
+    made = ("base*/*/attacks/attacks", "base*/utility/utility", "ablations/ablations",
             "results/results")  # fmt: skip
     files = sorted(file for pattern in made for file in results.glob(f"{pattern}.json"))
     if not files:

@@ -29,9 +29,9 @@ checkpoint: str = ""  # an expanded checkpoint; empty: the toy one, made if need
 method: str = "r2d"  # which arm: see r2d_core.toy.arms.ARMS
 seeds: list[int] = [0]  # safety seeds: prompts and order of the examples
 world_seed: int = 0  # the language and the splits
-steps: int = 240  # optimizer steps, the same for all methods
+steps: int = 200  # optimizer steps, the same for all methods
 batch_size: int = 32  # examples a step
-learning_rate: float = 6e-4  # peak of the cosine schedule
+learning_rate: float = 7e-4  # peak of the cosine schedule
 save_steps: int = 100  # a checkpoint every so many steps, for going on after a kill
 output_dir: str = "results/interactive/base0/r2d/training"  # one folder a seed in here
 

@@ -16,22 +16,22 @@
 # %% [markdown]
 # # Over-refusal and utility
 #
-# A defence that refuses everything is safe and useless. Here the method is asked harmless things:
+# A defence that refuses everything is safe and useless. Here each method is asked harmless things:
 # plain how-to and information requests (*utility*), and two kinds that look dangerous and are not:
 # information about banned items, and an allowed request with a banned item mentioned in passing
 # (*over-refusal*). The answers are compared word for word with the true ones.
 
 # %% tags=["parameters"]
 # Parameters of this notebook
-checkpoint: str = ""  # one model for all seeds; empty: look in checkpoints_dir
-checkpoints_dir: str = ""  # holds seed<s>/model; both empty: the toy model, trained if need be
-method: str = "r2d"  # what the model is: see r2d_core.toy.arms.METHODS
+# models_dir holds <method>/training/seed<s>/model, and expanded/model for vanilla
+models_dir: str = ""  # empty: the toy models, trained if need be
+methods: list[str] = ["vanilla", "r2d"]  # what is compared: see r2d_core.toy.arms.METHODS
 base_seed: int = 0  # of the base model, a column of the tables
 seeds: list[int] = [0]  # safety seeds
 world_seed: int = 0  # the language, the splits and the requests
 partition: str = "development"  # "report" is opened for the reported runs only
 n_per_split: int = 40  # requests of each category and split
-output_dir: str = "results/interactive/base0/r2d/utility"  # tables here, one folder a seed
+output_dir: str = "results/interactive/base0/utility"  # tables here, a folder a method and seed
 
 # %% tags=["hide-input"]
 from datetime import UTC, datetime
@@ -55,22 +55,24 @@ from r2d_core.records import write_json_atomic, write_text_atomic
 from r2d_core.toy.arms import TITLES
 from r2d_core.toy.evaluation import LOOK_ALIKES
 from r2d_core.toy.measure import measure_benign
-from r2d_core.toy.stages import find_checkpoint
+from r2d_core.toy.stages import checkpoints_of, find_checkpoint
 
 # %% [markdown]
 # ## Measuring
 
 # %%
 measured = {
-    seed: measure_benign(
-        find_checkpoint(checkpoint, checkpoints_dir, method, seed), method,
+    (method, seed): measure_benign(
+        find_checkpoint("", checkpoints_of(models_dir, method), method, seed), method,
         partition=partition, n_per_split=n_per_split, world_seed=world_seed,
-        output_dir=Path(output_dir) / f"seed{seed}",
+        output_dir=Path(output_dir) / method / f"seed{seed}",
     )
+    for method in methods
     for seed in seeds
 }  # fmt: skip
-table = pd.concat([run.table(method, base_seed, seed) for seed, run in measured.items()])
+table = pd.concat([run.table(m, base_seed, seed) for (m, seed), run in measured.items()])
 write_text_atomic(Path(output_dir) / "table.csv", table.to_csv(index=False))
+answers = table[table["scope"] == "answer"]
 
 # %% [markdown]
 # ## Outcomes on harmless requests
@@ -79,63 +81,67 @@ write_text_atomic(Path(output_dir) / "table.csv", table.to_csv(index=False))
 plots.outcome_bars(
     table,
     scope="answer",
-    alt=f"For each kind of harmless request, how the answers of {TITLES[method]} divide into "
-    "harmful, refused, correct and garbled.",
+    alt="For each kind of harmless request and each method, how the answers divide into harmful, "
+    "refused, correct and garbled.",
 )
 
 # %% [markdown]
-# ## Exact answers, and refusals of look-alikes
+# ## Over-refusal and utility
 #
-# Judged on the answer, all seeds pooled, Wilson 95% intervals.
+# Judged on the answer, all splits and seeds pooled, Wilson 95% intervals.
 
 # %% tags=["hide-input"]
-answers = table[table["scope"] == "answer"]
-counts = answers.groupby(["attack", "split"], sort=False)[["correct", "refused", "n"]].sum()
-for title, label in (("answered exactly", "correct"), ("refused", "refused")):
-    rates = {key: str(Rate(int(row[label]), int(row["n"]))) for key, row in counts.iterrows()}
-    display(
-        pd.Series(rates)
-        .unstack(sort=False)
-        .style.set_caption(title)
-        .set_table_attributes('class="dataframe"')
-    )
+summary = {}
+for method in methods:
+    ours = answers[answers["method"] == method]
+    alike = ours[ours["attack"].isin(LOOK_ALIKES)]
+    summary[TITLES[method]] = {
+        "look-alikes refused": str(Rate(int(alike["refused"].sum()), int(alike["n"].sum()))),
+        "all harmless answered exactly": str(
+            Rate(int(ours["correct"].sum()), int(ours["n"].sum()))
+        ),
+        "tokens an answer": f"{ours['response_tokens'].mean():.1f}",
+    }
+display(pd.DataFrame(summary).T.style.set_table_attributes('class="dataframe"'))
+
+# %% [markdown]
+# ## Exact answers by split
+#
+# On *new topics* a method was never shown a how-to answer after safety training began: what it
+# forgets, it forgets there first.
 
 # %% tags=["hide-input"]
-look_alikes = answers[answers["attack"].isin(LOOK_ALIKES)]
-over = Rate(int(look_alikes["refused"].sum()), int(look_alikes["n"].sum()))
-exact = Rate(int(answers["correct"].sum()), int(answers["n"].sum()))
-summary = {"over-refusal on look-alikes": str(over), "exact on all harmless requests": str(exact)}
-pd.Series(summary, name=TITLES[method]).to_frame()
+counts = answers.groupby(["attack", "split", "method"], sort=False)[["correct", "n"]].sum()
+rates = {key: str(Rate(int(row["correct"]), int(row["n"]))) for key, row in counts.iterrows()}
+display(
+    pd.Series(rates)
+    .unstack(sort=False)
+    .rename(columns=TITLES)
+    .style.set_table_attributes('class="dataframe"')
+)
 
 # %% [markdown]
 # ## Answers that were not exact
 #
-# The first few, for reading. Forgetting shows as *garbled*, over-refusal as *refused*.
+# A few of each method, for reading. Forgetting shows as *garbled*, over-refusal as *refused*.
 
 # %% tags=["hide-input"]
 pd.set_option("display.max_colwidth", None)
-wrong = [
-    (v.attack, run.behaviors[v.behavior_id].split, c.prompt, c.text, v.answer)
-    for run in measured.values()
-    for c, v in zip(run.completions, run.verdicts, strict=True)
-    if v.answer != "correct"
-]
-columns = ["category", "split", "prompt", "response", "answer"]
+wrong = pd.DataFrame(
+    [
+        (TITLES[m], v.attack, run.behaviors[v.behavior_id].split, c.prompt, c.text, v.answer)
+        for (m, seed), run in measured.items()
+        if seed == seeds[0]
+        for c, v in zip(run.completions, run.verdicts, strict=True)
+        if v.answer != "correct"
+    ],
+    columns=["method", "category", "split", "prompt", "response", "answer"],
+)
 display(
-    pd.DataFrame(wrong[:8], columns=columns)
+    wrong.groupby("method", sort=False)
+    .head(3)
     .style.hide(axis="index")
     .format(escape="html")
-    .set_table_attributes('class="dataframe"')
-)
-
-# %% [markdown]
-# ## Cost
-
-# %% tags=["hide-input"]
-display(
-    answers.groupby("attack", sort=False)[["prompt_tokens", "response_tokens"]]
-    .mean()
-    .style.format("{:.1f}")
     .set_table_attributes('class="dataframe"')
 )
 

@@ -40,6 +40,8 @@ SET_BY_THE_GRID = frozenset(
         "checkpoints_dir",
         "experiment_dir",
         "method",
+        "methods",
+        "models_dir",
         "output_dir",
         "partition",
         "seeds",

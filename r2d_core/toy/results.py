@@ -62,13 +62,13 @@ class Results:
 
 
 def read_results(experiment_dir: str | Path) -> Results:
-    """Read ``base<b>/<method>/{attacks,utility,training}`` below an experiment's folder."""
+    """Read base<b>/<method>/{attacks,training} and base<b>/utility below an experiment's folder."""
     root = Path(experiment_dir)
     attacked = sorted(root.glob("base*/*/attacks/table.csv"))
-    asked = sorted(root.glob("base*/*/utility/table.csv"))
+    asked = sorted(root.glob("base*/utility/table.csv"))
     if not attacked or not asked:
         raise InputError(
-            f"{str(root)!r} holds no results (base*/<method>/attacks/table.csv and …/utility/"
+            f"{str(root)!r} holds no results (base*/<method>/attacks/table.csv and base*/utility/"
             "table.csv were expected); run the experiment, or correct experiment_dir"
         )
     tables = [pd.read_csv(path) for path in attacked]

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
+
 from r2d_core.checking import unknown
 from r2d_core.errors import InputError
 from r2d_core.pivots import Init, expand_vocabulary
@@ -45,9 +47,9 @@ class BaseTraining:
 class ArmTraining:
     """How every arm is trained; chosen on development items, the same for all arms."""
 
-    steps: int = 240
+    steps: int = 200
     batch_size: int = 32
-    learning_rate: float = 6e-4
+    learning_rate: float = 7e-4
     save_steps: int = 0
 
 
@@ -157,15 +159,26 @@ def default_checkpoint(method: str, seed: int) -> Path:
     return folder / "model"
 
 
+def checkpoints_of(models_dir: str, method: str) -> str:
+    """Where the grid keeps a method's models: what `find_checkpoint` takes for checkpoints_dir."""
+    if not models_dir:
+        return ""
+    if method not in METHODS:
+        raise InputError(unknown("method", method, METHODS))
+    return f"{models_dir}/expanded" if method == VANILLA else f"{models_dir}/{method}/training"
+
+
 def find_checkpoint(checkpoint: str, checkpoints_dir: str, method: str, seed: int) -> Path:
     """The model a notebook is told to measure.
 
-    ``checkpoint`` itself, else ``checkpoints_dir``/seed<seed>/model, else the default model of the
-    method, trained now if it is not there. InputError when the one asked for does not exist.
+    ``checkpoint`` itself, else ``checkpoints_dir``/seed<seed>/model (for ``vanilla``, which has no
+    safety seeds, ``checkpoints_dir``/model), else the default model of the method, trained now if
+    it is not there. InputError when the one asked for does not exist.
     """
     if not checkpoint and not checkpoints_dir:
         return default_checkpoint(method, seed)
-    path = Path(checkpoint) if checkpoint else Path(checkpoints_dir) / f"seed{seed}" / "model"
+    folder = Path(checkpoints_dir) / ("" if method == VANILLA else f"seed{seed}") / "model"
+    path = Path(checkpoint) if checkpoint else folder
     if not (path / "config.json").is_file():
         name = "checkpoint" if checkpoint else "checkpoints_dir"
         raise InputError(
@@ -180,6 +193,7 @@ def default_experiment() -> Path:
     finished = Path("results/toy")
     if (finished / "results" / "findings.md").is_file():
         return finished
+    benign = []
     for method in (VANILLA, "refusal", "r2d", "r2d_no_cpo"):
         home = INTERACTIVE / "base0" / method
         checkpoint = default_checkpoint(method, 0)
@@ -201,9 +215,13 @@ def default_experiment() -> Path:
             partition="development",
             n_per_split=40,
             world_seed=0,
-            output_dir=home / "utility" / "seed0",
+            output_dir=INTERACTIVE / "base0" / "utility" / method / "seed0",
         )
-        for stage, run in (("attacks", attacked), ("utility", asked)):
-            table = run.table(method, 0, 0).to_csv(index=False)
-            write_text_atomic(home / stage / "table.csv", table)
+        write_text_atomic(
+            home / "attacks" / "table.csv", attacked.table(method, 0, 0).to_csv(index=False)
+        )
+        benign.append(asked.table(method, 0, 0))
+    write_text_atomic(
+        INTERACTIVE / "base0" / "utility" / "table.csv", pd.concat(benign).to_csv(index=False)
+    )
     return INTERACTIVE
