@@ -97,7 +97,7 @@ ALL_JOBS = {
     "expand": 1,
     "train": 1,  # vanilla needs none
     "attack": 2,
-    "utility": 2,
+    "utility": 1,  # all methods of a base
     "ablations": 1,
     "results": 1,
 }
@@ -125,7 +125,7 @@ def test_the_grid_and_what_a_change_runs_again(workplace):
 
     notebook = workplace / "notebooks" / "05_over_refusal_and_utility.ipynb"
     notebook.write_text(notebook.read_text() + "\n")
-    assert would_run(workplace) == {"utility": 2, **downstream}
+    assert would_run(workplace) == {"utility": 1, **downstream}
     with (workplace / "r2d_core" / "errors.py").open("a") as source:
         source.write("\n")
     assert would_run(workplace) == ALL_JOBS
@@ -151,7 +151,9 @@ def test_a_killed_run_is_gone_on_with(workplace):
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
     finished = {path: path.stat().st_mtime_ns for path in home.rglob("finished.json")}
-    assert len(finished) < sum(ALL_JOBS.values())
+    assert 2 <= len(finished) < sum(ALL_JOBS.values())
+    # Snakemake may have been killed before it noted the last one, and then runs that again.
+    del finished[max(finished, key=lambda path: finished[path])]
     resumed = run(workplace)
     assert resumed.returncode == 0, resumed.stderr
     assert {path: path.stat().st_mtime_ns for path in finished} == finished
@@ -185,7 +187,7 @@ def test_a_bad_experiment_is_one_line(workplace):
 def test_slurm_profile(workplace):
     dry = run(workplace, "--workflow-profile", "experiments/slurm", "--dry-run")
     assert dry.returncode == 0, dry.stderr
-    assert re.search(r"^total +10$", dry.stdout, re.M)
+    assert re.search(r"^total +9$", dry.stdout, re.M)
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
