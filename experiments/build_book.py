@@ -262,7 +262,7 @@ def _stage_generated(root: Path, results: Path, target: Path) -> None:
     figure = _result(results / "results" / "main_figure.svg")
     findings = _result(results / "results" / "findings.md")
     parts = {
-        "main_figure.md": f'`````{{raw}} html\n<div class="r2d-figure">{figure}</div>\n`````',
+        "main_figure.md": _raw_figure(figure),
         "findings.md": findings,
     }
     tables = sorted(results.glob("base*/*/attacks/table.csv"))
@@ -271,8 +271,27 @@ def _stage_generated(root: Path, results: Path, target: Path) -> None:
     ours = pd.concat([pd.read_csv(table) for table in tables])
     paper = paper_tables.read_paper(root / "book" / "paper_results.csv")
     parts |= paper_tables.pages(paper, ours)
+    parts |= _full_experiment(root / "book" / "full")
     for file, text in parts.items():
         write_text_atomic(target / file, text + "\n")
+
+
+def _full_experiment(kept: Path) -> dict[str, str]:
+    """The committed figures of the full grid, and how they were made (`experiments/publish.py`)."""
+    record = json.loads((kept / "results.json").read_text())
+    hardware, versions = record["hardware"], record["versions"]
+    said = (
+        f"Made from commit `{record['commit'][:12]}` on {record['ended'][:10]} with torch "
+        f"{versions['torch']} and transformers {versions['transformers']} on "
+        f"{_plain(str(hardware['cpu']))}, {hardware['cores']} cores; safety seeds "
+        f"{', '.join(map(str, record['seeds']))}."
+    )
+    figures = {f"full_{f.stem}.md": _raw_figure(f.read_text()) for f in kept.glob("*.svg")}
+    return {"full_provenance.md": said} | figures
+
+
+def _raw_figure(svg: str) -> str:
+    return f'`````{{raw}} html\n<div class="r2d-figure">{svg}</div>\n`````'
 
 
 def _result(file: Path) -> str:

@@ -77,18 +77,19 @@ splits = make_splits(language, world_seed)
 rng = random.Random(1)
 sample = [rng.choice([i for i in language.items() if language.kind(i) == k]) for k in KINDS]
 display(
-    pd.DataFrame(
-        {
-            "item": map(str, sample),
-            "kind": [language.kind(i) for i in sample],
-            "how-to": ["banned" if language.banned(i) else "allowed" for i in sample],
-            "colour": [language.fact(i, "colour") for i in sample],
-            "place": [language.fact(i, "place") for i in sample],
-            **{a: [" · ".join(language.steps(i, a)) for i in sample] for a in ACTIONS},
-        }
+    plots.table(
+        pd.DataFrame(
+            {
+                "item": map(str, sample),
+                "kind": [language.kind(i) for i in sample],
+                "how-to": ["banned" if language.banned(i) else "allowed" for i in sample],
+                "colour": [language.fact(i, "colour") for i in sample],
+                "place": [language.fact(i, "place") for i in sample],
+                **{a: [" · ".join(language.steps(i, a)) for i in sample] for a in ACTIONS},
+            }
+        ),
+        index=False,
     )
-    .style.hide(axis="index")
-    .set_table_attributes('class="dataframe"')
 )
 
 # %% [markdown]
@@ -104,9 +105,10 @@ pd.set_option("display.max_colwidth", None)
 examples = base_examples(language, splits, 400, seed=base_seed)
 examples = sorted(random.Random(3).sample(examples, 10), key=lambda e: len(e.prompt))
 display(
-    pd.DataFrame([(e.prompt, e.response) for e in examples], columns=["prompt", "response"])
-    .style.hide(axis="index")
-    .set_table_attributes('class="dataframe"')
+    plots.table(
+        pd.DataFrame([(e.prompt, e.response) for e in examples], columns=["prompt", "response"]),
+        index=False,
+    )
 )
 
 # %% [markdown]
@@ -128,7 +130,7 @@ assert not set(splits.evaluation["report", "new_pair"]) & set(splits.safety_item
 assert not {i.suffix for i in splits.evaluation["report", "new_topic"]} & {
     i.suffix for i in splits.safety_items
 }
-display(pd.DataFrame(rows).style.hide(axis="index").set_table_attributes('class="dataframe"'))
+display(plots.table(pd.DataFrame(rows), index=False))
 
 # %% [markdown]
 # ## How the judge decides
@@ -161,9 +163,10 @@ verdicts = [
     for v in [judge.judge(b, Completion(b.id, "direct", b.prompt, text))]
 ]
 display(
-    pd.DataFrame(verdicts, columns=["request", "response", "whole", "reasoning", "answer"])
-    .style.hide(axis="index")
-    .set_table_attributes('class="dataframe"')
+    plots.table(
+        pd.DataFrame(verdicts, columns=["request", "response", "whole", "reasoning", "answer"]),
+        index=False,
+    )
 )
 
 # %% [markdown]
@@ -200,7 +203,7 @@ gate_table = pd.DataFrame(
     [(cell, str(Rate(gate.right[cell], n))) for cell, n in gate.asked.items()],
     columns=["benign requests", "answered exactly"],
 )
-display(gate_table.style.hide(axis="index").set_table_attributes('class="dataframe"'))
+display(plots.table(gate_table, index=False))
 gate.require(gate_accuracy)
 
 # %% tags=["hide-input"]

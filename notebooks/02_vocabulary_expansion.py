@@ -47,6 +47,7 @@ import torch
 from IPython.display import HTML, display
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from r2d_core import plots
 from r2d_core.pivots import NEW_TOKENS, PIVOT_TOKENS, expand_vocabulary
 from r2d_core.provenance import footer_html, provenance
 from r2d_core.records import atomic_directory, write_json_atomic
@@ -81,13 +82,15 @@ def pieces(tok: object, text: str) -> str:
 
 
 display(
-    pd.DataFrame(
-        {
-            "before": [pieces(old_tokenizer, text), pieces(old_tokenizer, "fine[SAFE]sure")],
-            "after": [pieces(tokenizer, text), pieces(tokenizer, "fine[SAFE]sure")],
-        },
-        index=["with spaces", "glued"],
-    ).T.style.set_table_attributes('class="dataframe"')
+    plots.table(
+        pd.DataFrame(
+            {
+                "before": [pieces(old_tokenizer, text), pieces(old_tokenizer, "fine[SAFE]sure")],
+                "after": [pieces(tokenizer, text), pieces(tokenizer, "fine[SAFE]sure")],
+            },
+            index=["with spaces", "glued"],
+        ).T
+    )
 )
 for token in PIVOT_TOKENS:
     assert len(tokenizer.encode(token, add_special_tokens=False)) == 1
@@ -112,11 +115,7 @@ with torch.no_grad():
             f"{tokenizer.convert_ids_to_tokens(i)} ({v:.2f})"
             for v, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)
         ]
-display(
-    pd.DataFrame(neighbours, index=[f"{i + 1}." for i in range(5)]).T.style.set_table_attributes(
-        'class="dataframe"'
-    )
-)
+display(plots.table(pd.DataFrame(neighbours, index=[f"{i + 1}." for i in range(5)]).T))
 
 # %% [markdown]
 # ## Behaviour on old text is unchanged

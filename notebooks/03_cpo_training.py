@@ -98,12 +98,13 @@ for prompt in safety_prompts(language, splits, 400, seeds[0]):
     sorts.setdefault(name, prompt)
 shown = [(name, write_example(language, prompt, arm)) for name, prompt in sorts.items()]
 display(
-    pd.DataFrame(
-        [(name, e.prompt, e.prefill, e.response) for name, e in shown],
-        columns=["sort", "prompt", "prefill", "response"],
+    plots.table(
+        pd.DataFrame(
+            [(name, e.prompt, e.prefill, e.response) for name, e in shown],
+            columns=["sort", "prompt", "prefill", "response"],
+        ),
+        index=False,
     )
-    .style.hide(axis="index")
-    .set_table_attributes('class="dataframe"')
 )
 
 # %% [markdown]
@@ -114,12 +115,13 @@ tokenizer = AutoTokenizer.from_pretrained(source)
 PivotIds.from_tokenizer(tokenizer)
 example = next(e for name, e in shown if name == "harmful how-to")
 row = encode_example(tokenizer, example.prompt, example.response)
-pd.DataFrame(
+tokens = pd.DataFrame(
     {
         "token": tokenizer.convert_ids_to_tokens(row["input_ids"]),
         "learned": ["yes" if label != -100 else "" for label in row["labels"]],
     }
 ).T
+display(plots.table(tokens))
 
 # %% [markdown]
 # ## Training
@@ -168,12 +170,7 @@ kept = {
     }
     for seed, result in results.items()
 }
-display(
-    pd.DataFrame(kept)
-    .rename(columns=lambda seed: f"seed {seed}")
-    .style.format("{:.4g}")
-    .set_table_attributes('class="dataframe"')
-)
+display(plots.table(pd.DataFrame(kept).rename(columns=lambda seed: f"seed {seed}")))
 
 # %% tags=["hide-input"]
 display(HTML(footer_html(provenance(parameters, seeds, started))))

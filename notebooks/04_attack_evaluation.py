@@ -114,7 +114,7 @@ plots.outcome_bars(
 whole = table[table["scope"] == "whole"]
 counts = whole.groupby(["attack", "split"], sort=False)[["harmful", "n"]].sum()
 rates = {key: str(Rate(int(row.harmful), int(row.n))) for key, row in counts.iterrows()}
-display(pd.Series(rates).unstack(sort=False).style.set_table_attributes('class="dataframe"'))
+display(plots.table(pd.Series(rates).unstack(sort=False)))
 
 # %% tags=["hide-input"]
 direct = whole[(whole["attack"] == "direct") & (whole["split"] == "seen")]
@@ -133,12 +133,7 @@ if method in ARMS and len(direct):
 # %% tags=["hide-input"]
 scoped = table.groupby(["attack", "scope"], sort=False)[["harmful", "n"]].sum()
 rates = {key: str(Rate(int(row.harmful), int(row.n))) for key, row in scoped.iterrows()}
-display(
-    pd.Series(rates)
-    .unstack(sort=False)
-    .fillna("no such part")
-    .style.set_table_attributes('class="dataframe"')
-)
+display(plots.table(pd.Series(rates).unstack(sort=False).fillna("no such part")))
 
 # %% [markdown]
 # ## Cost
@@ -146,12 +141,8 @@ display(
 # Tokens of an answer and queries of an attack, means over the completions.
 
 # %% tags=["hide-input"]
-display(
-    whole.groupby("attack", sort=False)[["prompt_tokens", "response_tokens", "queries"]]
-    .mean()
-    .style.format("{:.1f}")
-    .set_table_attributes('class="dataframe"')
-)
+cost = whole.groupby("attack", sort=False)[["prompt_tokens", "response_tokens", "queries"]]
+display(plots.table(cost.mean(), number="{:.1f}"))
 
 # %% [markdown]
 # ## Some completions

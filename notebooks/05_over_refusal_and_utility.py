@@ -102,7 +102,7 @@ for method in methods:
         ),
         "tokens an answer": f"{ours['response_tokens'].mean():.1f}",
     }
-display(pd.DataFrame(summary).T.style.set_table_attributes('class="dataframe"'))
+display(plots.table(pd.DataFrame(summary).T))
 
 # %% [markdown]
 # ## Exact answers by split
@@ -113,12 +113,7 @@ display(pd.DataFrame(summary).T.style.set_table_attributes('class="dataframe"'))
 # %% tags=["hide-input"]
 counts = answers.groupby(["attack", "split", "method"], sort=False)[["correct", "n"]].sum()
 rates = {key: str(Rate(int(row["correct"]), int(row["n"]))) for key, row in counts.iterrows()}
-display(
-    pd.Series(rates)
-    .unstack(sort=False)
-    .rename(columns=TITLES)
-    .style.set_table_attributes('class="dataframe"')
-)
+display(plots.table(pd.Series(rates).unstack(sort=False).rename(columns=TITLES)))
 
 # %% [markdown]
 # ## Answers that were not exact
@@ -137,13 +132,7 @@ wrong = pd.DataFrame(
     ],
     columns=["method", "category", "split", "prompt", "response", "answer"],
 )
-display(
-    wrong.groupby("method", sort=False)
-    .head(3)
-    .style.hide(axis="index")
-    .format(escape="html")
-    .set_table_attributes('class="dataframe"')
-)
+display(plots.table(wrong.groupby("method", sort=False).head(3), index=False))
 
 # %% tags=["hide-input"]
 record = provenance(parameters, seeds, started)

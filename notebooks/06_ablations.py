@@ -57,12 +57,14 @@ CONTROLS = ["refusal", "refusal_recovery", "r2d"]
 # ## R2D and what is left without each part
 
 # %% tags=["hide-input"]
-plots.ablation_intervals(
+intervals = plots.ablation_intervals(
     results.attacks,
     methods=ABLATED,
     alt="Attack success rate of R2D and of R2D without CPO, with up-weighted pivots, without "
     "pivots and without reasoning, a panel for each attack, with Wilson 95% intervals.",
 )
+intervals.save(output / "ablation_intervals.svg")
+intervals
 
 # %% [markdown]
 # ## On topics the training never named
@@ -105,11 +107,7 @@ shown = tests.assign(method=tests["method"].map(TITLES)).rename(
         "p_holm": "p (Holm)",
     }
 )
-display(
-    shown.style.hide(axis="index")
-    .format({"p": "{:.2g}", "p (Holm)": "{:.2g}"})
-    .set_table_attributes('class="dataframe"')
-)
+display(plots.table(shown, index=False, number="{:.2g}"))
 
 # %% [markdown]
 # ## Pivot accuracy and loss on the evaluation split
@@ -130,9 +128,7 @@ if len(training):
     columns = [c for c in wanted if c in training]
     means = training.groupby("method", sort=False)[columns].mean().rename(columns=wanted)
     ordered = means.reindex([m for m in results.methods if m in means.index]).rename(index=TITLES)
-    display(
-        ordered.style.format("{:.4g}", na_rep="no pivots").set_table_attributes('class="dataframe"')
-    )
+    display(plots.table(ordered, missing="no pivots"))
 
 # %% [markdown]
 # ## All cells
@@ -149,7 +145,7 @@ display(
         "are in `ablations.csv`, the paired tests in `paired_tests.csv`."
     )
 )
-display(HTML(pooled.reset_index().to_html(index=False, border=0, max_rows=None)))
+display(plots.table(pooled.reset_index(), index=False))
 
 # %% tags=["hide-input"]
 seeds = sorted({int(s) for s in results.attacks["seed"]})

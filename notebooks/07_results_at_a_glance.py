@@ -85,21 +85,37 @@ rates = {key: str(Rate(int(row.harmful), int(row.n))) for key, row in counts.ite
 asr = pd.Series(rates).unstack(sort=False)[results.methods]
 write_text_atomic(output / "asr.csv", asr.to_csv())
 display(
-    asr.rename(columns=TITLES)
-    .fillna("not run")
-    .style.set_caption("with Wilson 95% intervals, and counts")
-    .set_table_attributes('class="dataframe"')
+    plots.table(
+        asr.rename(columns=TITLES).fillna("not run"),
+        caption="with Wilson 95% intervals, and counts",
+    )
 )
 
 # %% [markdown]
 # ## On topics the training never named
 
 # %% tags=["hide-input"]
-plots.asr_heatmap(
+new_topics = plots.asr_heatmap(
     results.attacks[results.attacks["split"] == "new_topic"],
     alt="Heat map of the attack success rate on banned topics that no how-to request of the "
     "training named.",
 )
+new_topics.save(output / "new_topics.svg")
+new_topics
+
+# %% [markdown]
+# ## Run by run
+#
+# The filled marker pools all runs; the open ones are the single runs (base and safety seed).
+
+# %% tags=["hide-input"]
+intervals = plots.asr_intervals(
+    results.attacks,
+    alt="Attack success rate of every method, a panel for each attack, with Wilson 95% intervals "
+    "and the single runs.",
+)
+intervals.save(output / "asr_intervals.svg")
+intervals
 
 # %% [markdown]
 # ## Harmful, refused, correct, garbled
@@ -118,13 +134,14 @@ plots.outcome_bars(
 
 # %% tags=["hide-input"]
 look_alikes = results.benign[results.benign["attack"].isin(LOOK_ALIKES)]
-attacked = results.attacks.assign(scope=results.attacks["scope"].replace({"whole": "pooled"}))
-plots.over_refusal_vs_asr(
-    attacked[attacked["scope"] == "pooled"].assign(scope="whole"),
-    look_alikes[look_alikes["scope"] == "whole"],
+over_refusal = plots.over_refusal_vs_asr(
+    results.attacks,
+    look_alikes,
     alt="Each method's attack success rate against its refusals of harmless look-alikes, with "
     "Wilson 95% intervals; bottom left is best.",
 )
+over_refusal.save(output / "over_refusal.svg")
+over_refusal
 
 # %% [markdown]
 # ## Harmless requests
@@ -139,18 +156,8 @@ for label in ("correct", "refused"):
     rates = {key: str(Rate(int(row[label]), int(row["n"]))) for key, row in counts.iterrows()}
     tables[label] = pd.Series(rates).unstack(sort=False)[results.methods]
     write_text_atomic(output / f"benign_{label}.csv", tables[label].to_csv())
-display(
-    tables["correct"]
-    .rename(columns=TITLES)
-    .style.set_caption("answered exactly")
-    .set_table_attributes('class="dataframe"')
-)
-display(
-    tables["refused"]
-    .rename(columns=TITLES)
-    .style.set_caption("refused")
-    .set_table_attributes('class="dataframe"')
-)
+display(plots.table(tables["correct"].rename(columns=TITLES), caption="answered exactly"))
+display(plots.table(tables["refused"].rename(columns=TITLES), caption="refused"))
 
 # %% [markdown]
 # ## Tokens spent on an answer
@@ -167,7 +174,7 @@ spent = pd.DataFrame(
     }
 ).reindex(results.methods)
 write_text_atomic(output / "tokens.csv", spent.to_csv())
-display(spent.rename(index=TITLES).style.format("{:.1f}").set_table_attributes('class="dataframe"'))
+display(plots.table(spent.rename(index=TITLES), number="{:.1f}"))
 
 # %% [markdown]
 # ## R2D thinking

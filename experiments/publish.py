@@ -1,0 +1,74 @@
+"""Copy what an experiment found into the book's sources, to be committed: `make full` ends with it.
+
+    python experiments/publish.py --experiment full
+
+The full grid takes too long for everybody to run; the book shows its tables and figures from
+``book/full/`` with the provenance they were made with. Results of uncommitted code are refused:
+nobody could make them again.
+
+Exit status: 0 done, 2 refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+
+from r2d_core.errors import InputError
+from r2d_core.records import atomic_directory
+
+ROOT = Path(__file__).resolve().parents[1]
+KEPT = {
+    "results": (
+        "findings.md",
+        "main_figure.svg",
+        "new_topics.svg",
+        "asr_intervals.svg",
+        "over_refusal.svg",
+        "asr.csv",
+        "benign_correct.csv",
+        "benign_refused.csv",
+        "tokens.csv",
+        "results.json",
+    ),
+    "ablations": ("ablation_intervals.svg", "ablations.csv", "paired_tests.csv"),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="publish.py", description=__doc__)
+    parser.add_argument("--experiment", required=True, help="a name in results/")
+    options = parser.parse_args(arguments)
+    try:
+        files = publish(ROOT / "results" / options.experiment, ROOT / "book" / "full")
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"book/full: {len(files)} files of results/{options.experiment}; commit them")
+    return 0
+
+
+def publish(results: Path, target: Path) -> list[Path]:
+    """Copy the files of ``KEPT`` to ``target``, all or none; returns them."""
+    sources = [results / folder / name for folder, names in KEPT.items() for name in names]
+    for file in sources:
+        if not file.is_file():
+            raise InputError(f"{file}: no such file; finish the experiment first")
+    record = json.loads((results / "results" / "results.json").read_text())
+    if record["dirty"] is not False:
+        raise InputError(
+            f"{results}: made from uncommitted or unknown code (commit {record['commit']}); "
+            "commit, then run the experiment again"
+        )
+    with atomic_directory(target) as folder:
+        for file in sources:
+            shutil.copyfile(file, Path(folder) / file.name)
+    return [target / file.name for file in sources]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
