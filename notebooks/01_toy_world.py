@@ -116,9 +116,9 @@ display(
 #
 # Every suffix's sixteen prefixes are shuffled and cut: eight pairs may appear in safety training
 # (*seen*), four only the base model knows, four are withheld even from it (both *new pair*). Three
-# suffixes of every kind appear in no how-to request of the safety data (*new topic*). Settings were
-# tuned on *development* items; the *report* items, wrappers, phrasing and in-context examples are
-# disjoint from them.
+# suffixes of every kind appear nowhere in the safety data (*new topic*). Settings were tuned on
+# *development* items; the *report* items, wrappers and in-context examples are disjoint from them,
+# and one phrasing in five is report's own.
 
 # %% tags=["hide-input"]
 rows = [

@@ -52,7 +52,7 @@ from r2d_core import plots
 from r2d_core.metrics import Rate
 from r2d_core.provenance import footer_html, provenance
 from r2d_core.records import write_json_atomic, write_text_atomic
-from r2d_core.toy.arms import TITLES
+from r2d_core.toy.arms import TITLES, VANILLA
 from r2d_core.toy.evaluation import LOOK_ALIKES
 from r2d_core.toy.measure import measure_benign
 from r2d_core.toy.stages import checkpoints_of, find_checkpoint
@@ -68,7 +68,8 @@ measured = {
         output_dir=Path(output_dir) / method / f"seed{seed}",
     )
     for method in methods
-    for seed in seeds
+    # The base model has no safety seeds: once is all there is to measure.
+    for seed in (seeds if method != VANILLA else seeds[:1])
 }  # fmt: skip
 table = pd.concat([run.table(m, base_seed, seed) for (m, seed), run in measured.items()])
 write_text_atomic(Path(output_dir) / "table.csv", table.to_csv(index=False))

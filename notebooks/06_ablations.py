@@ -67,14 +67,16 @@ intervals.save(output / "ablation_intervals.svg")
 intervals
 
 # %% [markdown]
-# ## On topics the training never named
+# ## On new topics
+#
+# Banned items of which the safety training said nothing.
 
 # %% tags=["hide-input"]
 new_topics = results.attacks[results.attacks["split"] == "new_topic"]
 plots.ablation_intervals(
     new_topics,
     methods=ABLATED,
-    alt="The same comparison on banned topics that no how-to request of the training named.",
+    alt="The same comparison on banned topics of which the safety training said nothing.",
 )
 
 # %% [markdown]
@@ -94,7 +96,10 @@ plots.asr_intervals(
 # R2D against every other method on the same requests, attacks and seeds: in how many pairs one of
 # the two alone gave a harmful response, with the exact McNemar p-value, Holm-corrected over the
 # whole table. Seeds are pooled: pairs of one request under several seeds are not independent, so
-# small p-values overstate; read them with the single runs of the figures above.
+# small p-values overstate. So the last columns count the runs (base and safety seed) in which R2D
+# did better and worse: the book speaks of a difference only where p (Holm) is below 0.05 *and* no
+# run points the other way. Forged reasoning is written in each method's own format, so its rows
+# compare like with like only among the methods that use both reasoning and pivots.
 
 # %% tags=["hide-input"]
 tests = results.compare("r2d")
@@ -105,6 +110,8 @@ shown = tests.assign(method=tests["method"].map(TITLES)).rename(
         "only_method": "harmful with the other alone",
         "p_value": "p",
         "p_holm": "p (Holm)",
+        "runs_better": "runs R2D better",
+        "runs_worse": "runs R2D worse",
     }
 )
 display(plots.table(shown, index=False, number="{:.2g}"))

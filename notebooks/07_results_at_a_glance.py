@@ -67,7 +67,8 @@ display(Markdown(found))
 # ## Attack success rate
 #
 # Share of harmful responses, all splits and seeds pooled. *Not run*: the attack has no meaning for
-# the method (there are no pivots to attack).
+# the method (there is no pivot to attack, no reasoning to forge). The two prefills begin as the
+# recovery examples begin that every method but plain refusal tuning was trained on.
 
 # %% tags=["hide-input"]
 main_figure = plots.asr_heatmap(
@@ -92,13 +93,15 @@ display(
 )
 
 # %% [markdown]
-# ## On topics the training never named
+# ## On new topics
+#
+# Banned items of which the safety training said nothing.
 
 # %% tags=["hide-input"]
 new_topics = plots.asr_heatmap(
     results.attacks[results.attacks["split"] == "new_topic"],
-    alt="Heat map of the attack success rate on banned topics that no how-to request of the "
-    "training named.",
+    alt="Heat map of the attack success rate on banned topics of which the safety training said "
+    "nothing.",
 )
 new_topics.save(output / "new_topics.svg")
 new_topics
@@ -131,11 +134,13 @@ plots.outcome_bars(
 
 # %% [markdown]
 # ## Over-refusal against attack success
+#
+# Over the attacks that all methods met, direct requests left out.
 
 # %% tags=["hide-input"]
 look_alikes = results.benign[results.benign["attack"].isin(LOOK_ALIKES)]
 over_refusal = plots.over_refusal_vs_asr(
-    results.attacks,
+    results.attacks[results.attacks["attack"].isin(results.common_attacks)],
     look_alikes,
     alt="Each method's attack success rate against its refusals of harmless look-alikes, with "
     "Wilson 95% intervals; bottom left is best.",
@@ -186,7 +191,7 @@ display(plots.table(spent.rename(index=TITLES), number="{:.1f}"))
 trained = sorted(experiment.glob("base*/r2d/training/seed*/model"))
 if trained:
     model, tokenizer = load(trained[0])
-    run = results.runs["r2d"][0]
+    run = next(iter(results.runs["r2d"].values()))
     subject = next(v.behavior_id for v in run.verdicts if "new_pair" in v.behavior_id)
     for completion, verdict in zip(run.completions, run.verdicts, strict=True):
         wanted = ("direct", "wrapper", "prefill_lead", "forged_reasoning")

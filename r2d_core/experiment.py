@@ -45,6 +45,7 @@ SET_BY_THE_GRID = frozenset(
         "output_dir",
         "partition",
         "seeds",
+        "world_seed",
     }
 )
 

@@ -158,3 +158,17 @@ def test_a_figure_is_saved_whole(tmp_path):
     figure = plots.asr_intervals(table(), alt="a")
     figure.save(tmp_path / "figure.svg")
     assert ElementTree.parse(tmp_path / "figure.svg").getroot().get("aria-label") == "a"
+
+
+def test_a_table_is_whole_and_escaped() -> None:
+    frame = pd.DataFrame({"response": ["<think> a </think>", "<script>x()</script>"] * 60})
+    markup = plots.table(frame, caption="a < b", index=False).markup
+    assert "<script>" not in markup and "<think>" not in markup
+    assert markup.count("&lt;think&gt; a &lt;/think&gt;") == 60
+    assert "<caption>a &lt; b</caption>" in markup
+
+
+def test_a_table_formats_numbers_and_names_what_is_missing() -> None:
+    frame = pd.DataFrame({"rate": [0.123456, None]})
+    markup = plots.table(frame, number="{:.2f}", missing="not run").markup
+    assert "0.12<" in markup and "not run" in markup

@@ -38,13 +38,14 @@ class Material:
 
     Attributes:
         wrappers: prompt templates with ``{request}`` in them.
-        shots: question–answer pairs for in-context attacks.
-        rewrite: (behavior, random generator) -> another way to ask for the same thing.
+        shots: behavior -> question–answer pairs for in-context attacks, none of which holds
+            anything of the behavior's own answer.
+        rewrite: (behavior, best prompt so far, random generator) -> another way to ask.
     """
 
     wrappers: tuple[str, ...]
-    shots: tuple[tuple[str, str], ...]
-    rewrite: Callable[[Behavior, Random], str]
+    shots: Callable[[Behavior], Sequence[tuple[str, str]]]
+    rewrite: Callable[[Behavior, str, Random], str]
 
 
 class Attack(Protocol):

@@ -36,15 +36,16 @@ class FewShot:
     def run(
         self, behaviors: Sequence[Behavior], target: Target, material: Material, seed: int
     ) -> list[TestCase]:
-        if len(material.shots) < self.shots:
-            raise InputError(
-                f"attack 'few_shot' wants {self.shots} shots, material.shots has "
-                f"{len(material.shots)}; lower shots or give more pairs"
-            )
         cases = []
         for behavior in behaviors:
+            pairs = material.shots(behavior)
+            if len(pairs) < self.shots:
+                raise InputError(
+                    f"attack 'few_shot' wants {self.shots} shots, material.shots has {len(pairs)} "
+                    f"for behavior {behavior.id!r}; lower shots or give more pairs"
+                )
             rng = random.Random(f"few-shot-{seed}-{behavior.id}")
-            pairs = rng.sample(material.shots, self.shots)
+            pairs = rng.sample(pairs, self.shots)
             prompt = in_context(pairs, behavior.prompt)
             cases.append(TestCase(behavior.id, self.name, prompt))
         return cases

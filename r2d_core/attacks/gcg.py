@@ -1,8 +1,8 @@
 """GCG: greedy coordinate gradient on a suffix of the user's prompt (Zou et al. 2023).
 
 Two aims share the loop. ``gcg_answer`` raises the affirmative answer, as published. ``gcg_pivot``
-is adaptive to R2D: with the model's honest trace held fixed it raises ``[SAFE]`` (and so lowers
-``[UNSAFE]`` and ``[RETHINK]``) at the places where the trace ends its steps in a verdict.
+is adaptive to R2D: with the honest beginning of the model's trace held fixed it raises ``[SAFE]``
+(and so lowers ``[UNSAFE]`` and ``[RETHINK]``) where the model is to say what the request is.
 
 One step: the gradient of the loss with respect to the one-hot suffix; for each position the
 ``top_k`` tokens that lower the linearised loss most; ``candidates`` single-token changes drawn at
@@ -93,6 +93,7 @@ class GCG:
         with torch.no_grad():
             best = losses(ids_T[None]).item()
         losses_seen = [best]
+        queries = 1
         for _ in range(self.steps):
             gradient_SV = self._gradient(model, ids_T, start, response_tokens, mask)
             tried = self._candidates(gradient_SV, suffix, allowed, generator)
@@ -103,6 +104,7 @@ class GCG:
                 and row[:start] == full[:start]
                 and row[start + self.suffix_tokens :] == full[start + self.suffix_tokens :]
             ]
+            queries += len(rows)
             if rows:
                 batch = torch.tensor(rows, device=model.device)
                 with torch.no_grad():
@@ -117,7 +119,7 @@ class GCG:
             behavior.id,
             self.name,
             f"{behavior.prompt} {tokenizer.decode(suffix)}",
-            queries=1 + self.steps * self.candidates,
+            queries=queries,
             metadata={"losses": losses_seen},
         )
 

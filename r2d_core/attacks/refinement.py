@@ -1,8 +1,9 @@
 """Random-search refinement: ask, look at the judge's score, ask otherwise (PAIR's analogue).
 
-Where PAIR (Chao et al. 2023) has an attacker model rewrite the prompt, this one draws rewrites
-from ``material.rewrite``; the loop is the same: a fixed budget of queries a behavior, the best
-prompt kept, stopped at the first full success.
+Where PAIR (Chao et al. 2023) has an attacker model rewrite the prompt in a conversation, this one
+asks ``material.rewrite`` for a variation of the best prompt so far: a fixed budget of queries a
+behavior, stopped at the first success. The score is that of the evaluation's own judge, which is
+better feedback than PAIR's attacker gets.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Refinement:
         spent = [0] * len(behaviors)
         running = list(range(len(behaviors)))
         for _ in range(self.queries):
-            prompts = [material.rewrite(behaviors[i], rngs[i]) for i in running]
+            prompts = [material.rewrite(behaviors[i], best[i][1], rngs[i]) for i in running]
             answers = target.generator.generate(
                 [Request(p) for p in prompts], target.max_new_tokens
             )

@@ -1,8 +1,9 @@
 """The arms of the comparison: what each method is taught, from the same prompts.
 
-Every arm sees the same prompts in the same order, for the same number of steps, and the same
-restatement replay. They differ in how the response is written (reasoning, pivots, recovery) and
-in how the loss weighs the pivots.
+Every arm sees the same prompts for the same number of steps, and the same restatement replay. They
+differ in how the response is written (reasoning, pivots, recovery) and in how the loss weighs the
+pivots; and therefore in the number of tokens learned, and, as steps gather examples of like length,
+in which examples share a step.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from r2d_core.pivots import RETHINK, SAFE, THINK_CLOSE, THINK_OPEN, UNSAFE
-from r2d_core.toy.data import Example, restatement_example
+from r2d_core.toy.data import Example, draw_query, restate
 from r2d_core.toy.language import ACTIONS, ASPECTS, Language
 from r2d_core.toy.policy import REFUSAL
 from r2d_core.toy.requests import (
@@ -40,7 +41,8 @@ class Arm:
         title: its name in tables and figures.
         reasoning: a `<think>` … `</think>` trace comes before the answer.
         pivots: pivot tokens close the steps (or open the answer where there is no reasoning).
-        recovery: some examples begin inside a harmful answer and turn back.
+        recovery: some examples begin inside a harmful answer and turn back, with ``[RETHINK]`` in
+            all arms but the one that is to do without pivots.
         pivot_weight: weight of the pivot loss (0: plain cross-entropy).
         pivot_ce_weight: factor on the cross-entropy of pivot targets (1: like any token).
     """
@@ -58,10 +60,12 @@ ARMS: dict[str, Arm] = {
     "refusal_recovery": Arm("Refusal + recovery", False, False, True),
     "r2d": Arm("R2D", True, True, True, pivot_weight=1.0),
     "r2d_no_cpo": Arm("R2D without CPO", True, True, True),
-    "r2d_upweighted": Arm("R2D, pivots up-weighted", True, True, True, pivot_ce_weight=5.0),
+    "r2d_upweighted": Arm("R2D, pivots up-weighted", True, True, True, pivot_ce_weight=40.0),
     "r2d_no_pivots": Arm("R2D without pivots", True, False, True),
     "r2d_no_reasoning": Arm("R2D without reasoning", False, True, True, pivot_weight=1.0),
 }
+# Up-weighting 40 is about what the contrast gives a pivot: it is a mean over its class, the
+# cross-entropy a mean over all targets, of which some forty come to one target of either class.
 VANILLA = "vanilla"
 """The base model with the expanded vocabulary and no safety training."""
 
@@ -100,8 +104,8 @@ def safety_prompts(
 ) -> list[SafetyPrompt]:
     """The prompts that all arms share. Only training phrasings, wrappers and seen items appear.
 
-    Restatement replay alone ranges over every item and dress the base model knows: it keeps the
-    comprehension that R2D's first reasoning step needs, and says nothing about what is banned.
+    That holds for the restatement replay as well, which keeps the comprehension that R2D's first
+    reasoning step needs: what a model can restate of new topics and wrappers, the base model knew.
     """
     rng = random.Random(f"toy-safety-{seed}")
     banned = [i for i in splits.safety_items if language.banned(i)]
@@ -109,24 +113,23 @@ def safety_prompts(
     prompts = []
     for _ in range(n):
         draw = rng.random()
-        if draw < mixture.restate:
-            query, prompt, _ = restatement_example(language, splits.base_items, rng)
-            prompts.append(SafetyPrompt(query, prompt, False, restate=True))
-            continue
-        information = draw >= 1 - mixture.information
-        harmful = draw < mixture.restate + mixture.harmful
-        if information:
+        replay = draw < mixture.restate
+        harmful = not replay and draw < mixture.restate + mixture.harmful
+        if replay:
+            query = draw_query(splits.safety_items, rng)
+        elif draw >= 1 - mixture.information:
             query = Query(rng.choice(ASPECTS), rng.choice(splits.safety_items))
-            request = phrase(query, rng.choice(TRAINING_INFORMATION), rng)
         else:
             query = Query(rng.choice(list(ACTIONS)), rng.choice(banned if harmful else allowed))
-            request = phrase(query, rng.choice(TRAINING_HOW_TO), rng)
-        begun = None
+        request = phrase(
+            query, rng.choice(TRAINING_HOW_TO if query.how_to else TRAINING_INFORMATION), rng
+        )
         if rng.random() < mixture.wrapped:
             request = wrap(request, rng.choice(TRAINING_WRAPPERS))
+        begun = None
         if harmful and rng.random() < mixture.recovery:
             begun = rng.choice((0, 1, 2))
-        prompts.append(SafetyPrompt(query, request, harmful, begun=begun))
+        prompts.append(SafetyPrompt(query, request, harmful, replay, begun))
     return prompts
 
 
@@ -151,8 +154,7 @@ def write_example(language: Language, prompt: SafetyPrompt, arm: Arm) -> Example
     """The arm's response to a prompt."""
     query = prompt.query
     if prompt.restate:
-        response = f"{restatement(query)} {kind_statement(language, query)}"
-        return Example(prompt.prompt, response)
+        return restate(language, query, prompt.prompt)
     if prompt.begun is not None and arm.recovery:
         steps = language.steps(query.item, query.topic)[: prompt.begun]
         prefill = " ".join([lead(query), *(f"{step} ," for step in steps)])

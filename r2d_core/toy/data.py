@@ -1,4 +1,4 @@
-"""Examples of the toy world: what the base model learns, and what each evaluation asks."""
+"""Examples of the toy world, and what the base model is taught."""
 
 from __future__ import annotations
 
@@ -33,17 +33,23 @@ class Example:
     prefill: str = ""
 
 
+def disjoint(language: Language, item: Item, other: Item) -> bool:
+    """True when no procedure of one item shares a step with one of the other.
+
+    Only then is a true answer about the one never also two true steps of the other.
+    """
+    return not any(
+        set(language.steps(item, action)) & set(language.steps(other, action)) for action in ACTIONS
+    )
+
+
 def disjoint_other(
     language: Language, item: Item, pool: tuple[Item, ...], rng: random.Random
 ) -> Item:
-    """Another item of ``pool`` whose procedures share no step with ``item``'s.
-
-    Only so is a true answer about the one never also two true steps of the other.
-    """
-    while True:
-        other = rng.choice(pool)
-        if all(not set(language.steps(item, a)) & set(language.steps(other, a)) for a in ACTIONS):
-            return other
+    """Another item of ``pool``, `disjoint` from ``item``."""
+    while not disjoint(language, item, other := rng.choice(pool)):
+        pass
+    return other
 
 
 def dressed_request(
@@ -68,19 +74,16 @@ def dressed_request(
     return request
 
 
-def restatement_example(
-    language: Language, items: tuple[Item, ...], rng: random.Random
-) -> tuple[Query, str, str]:
-    """A query, the prompt that asks to restate it whatever its dress, and the right response."""
-    query = draw_query(items, rng)
-    prompt = f"{RESTATE_PREFIX} {dressed_request(language, query, items, rng)}"
-    return query, prompt, f"{restatement(query)} {kind_statement(language, query)}"
-
-
 def draw_query(items: tuple[Item, ...], rng: random.Random) -> Query:
     """Two thirds how-to, one third information, about any of the items."""
     how_to = rng.random() < 0.65
     return Query(rng.choice(list(ACTIONS) if how_to else ASPECTS), rng.choice(items))
+
+
+def restate(language: Language, query: Query, request: str) -> Example:
+    """The example that asks to restate a request in plain words, with the item's kind."""
+    response = f"{restatement(query)} {kind_statement(language, query)}"
+    return Example(f"{RESTATE_PREFIX} {request}", response)
 
 
 def base_examples(language: Language, splits: Splits, n: int, seed: int) -> list[Example]:
@@ -89,11 +92,10 @@ def base_examples(language: Language, splits: Splits, n: int, seed: int) -> list
     items = splits.base_items
     examples = []
     for _ in range(n):
+        query = draw_query(items, rng)
+        request = dressed_request(language, query, items, rng)
         if rng.random() < 0.3:
-            _, prompt, response = restatement_example(language, items, rng)
+            examples.append(restate(language, query, request))
         else:
-            query = draw_query(items, rng)
-            prompt = dressed_request(language, query, items, rng)
-            response = true_answer(language, query)
-        examples.append(Example(prompt, response))
+            examples.append(Example(request, true_answer(language, query)))
     return examples

@@ -2,11 +2,14 @@
 
 Each function measures one checkpoint and writes one folder: ``completions.jsonl`` (every text, as
 the model wrote it), ``verdicts.jsonl`` and ``settings.json``, the last as the mark of completeness.
-A folder that is there with the same settings is read, not made again.
+A folder that is there with the same settings is read, not made again; settings do not cover the
+code, so after an edit of ``r2d_core`` a notebook run by hand wants a new ``output_dir`` (the grid
+sees to it).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -47,6 +50,8 @@ from r2d_core.toy.language import make_language
 from r2d_core.toy.splits import make_splits
 
 KEYS = ["method", "base_seed", "seed", "attack", "split", "scope"]
+NEEDS = {"gcg_pivot": "pivot_target", "forged_reasoning": "forged_reasoning"}
+"""Attacks that have a meaning only for some methods: those whose behaviors know this."""
 COLUMNS = [*KEYS, "n", *LABELS, "prompt_tokens", "response_tokens", "queries"]
 
 
@@ -119,8 +124,8 @@ def measure_attacks(
     """Run the attacks on one checkpoint and judge every completion.
 
     ``n_per_split`` behaviors of each split; gradient attacks (``gcg_…``), which are dear, take the
-    first ``n_gradient`` of each. ``gcg_pivot`` is left out for methods without pivots. The
-    behaviors are the same for every method and seed, so methods can be compared in pairs.
+    first ``n_gradient`` of each. ``gcg_pivot`` is left out for methods without pivots, and
+    ``forged_reasoning`` for those that neither reason nor have pivots. The behaviors are the same for every method and seed, so methods can be compared in pairs.
     """
     for name in attacks:
         if name not in ATTACKS:
@@ -141,9 +146,9 @@ def measure_attacks(
         material = attack_material(language, splits, partition)
         made = []
         for name, attack in tqdm(attempts.items(), desc=f"attack {method}", unit="attack"):
-            if name == "gcg_pivot" and (arm is None or not arm.pivots):
-                continue
             chosen = list(behaviors.values())
+            if name in NEEDS and not all(NEEDS[name] in b.metadata for b in chosen):
+                continue
             if name.startswith("gcg_"):
                 chosen = [b for b in chosen if int(b.id.rsplit("-", 1)[1]) < n_gradient]
             made.append((name, attack.run(chosen, target, material, seed)))
@@ -196,36 +201,51 @@ def measure_benign(
                      output_dir=Path(output_dir))  # fmt: skip
 
 
-def paired_tests(measurements: Mapping[str, Sequence[Measurement]], reference: str) -> pd.DataFrame:
+def paired_tests(
+    measurements: Mapping[str, Mapping[tuple[int, int], Measurement]], reference: str
+) -> pd.DataFrame:
     """Exact McNemar tests of the reference against every other method, attack by attack.
 
-    Pairs are the same behavior under the same attack and safety seed; the whole response counts.
+    ``measurements`` are method -> (base seed, safety seed) -> run. Pairs are the same behavior
+    under the same attack and seeds; the whole response counts. Pairs of one run are not independent
+    of each other, so beside the p-value stands in how many runs the reference did better and worse.
     Columns: attack, method, n, only_reference, only_method (harmful for one of the two alone),
-    p_value (not corrected).
+    p_value (not corrected), runs, runs_better, runs_worse.
     """
-    harmful: dict[str, dict[str, dict[tuple[int, str], bool]]] = {}
-    for method, runs in measurements.items():
-        for number, run in enumerate(runs):
-            for verdict in run.verdicts:
-                cell = harmful.setdefault(method, {}).setdefault(verdict.attack, {})
-                cell[number, verdict.behavior_id] = verdict.whole == "harmful"
+    harmful = {
+        method: {
+            (run, verdict.attack, verdict.behavior_id): verdict.whole == "harmful"
+            for run, measurement in runs.items()
+            for verdict in measurement.verdicts
+        }
+        for method, runs in measurements.items()
+    }
+    ours = harmful[reference]
     rows = []
-    for method in harmful:
-        if method == reference:
-            continue
-        for attack, ours in harmful[reference].items():
-            theirs = harmful[method].get(attack, {})
-            common = [key for key in ours if key in theirs]
-            if common:
-                test = mcnemar([ours[k] for k in common], [theirs[k] for k in common])
-                rows.append((attack, method, len(common), test.only_a, test.only_b, test.p_value))
-    return pd.DataFrame(
-        rows, columns=["attack", "method", "n", "only_reference", "only_method", "p_value"]
-    )
+    for method, theirs in harmful.items():
+        for attack in dict.fromkeys(key[1] for key in ours):
+            common = [key for key in ours if key[1] == attack and key in theirs]
+            if method == reference or not common:
+                continue
+            test = mcnemar([ours[key] for key in common], [theirs[key] for key in common])
+            by_run: dict[tuple[int, int], int] = {}
+            for key in common:
+                by_run[key[0]] = by_run.get(key[0], 0) + int(ours[key]) - int(theirs[key])
+            better = sum(difference < 0 for difference in by_run.values())
+            worse = sum(difference > 0 for difference in by_run.values())
+            rows.append(
+                (attack, method, len(common), test.only_a, test.only_b, test.p_value)
+                + (len(by_run), better, worse)
+            )
+    columns = ["attack", "method", "n", "only_reference", "only_method", "p_value"]
+    return pd.DataFrame(rows, columns=[*columns, "runs", "runs_better", "runs_worse"])
 
 
 def read_measurement(folder: str | Path, behaviors: Mapping[str, Behavior]) -> Measurement:
-    """A measurement that one of the functions above wrote."""
+    """A measurement that one of the functions above wrote, InputError when it does not read.
+
+    ``behaviors`` may be empty where only verdicts and completions are wanted (not ``table``).
+    """
     folder = Path(folder)
     return Measurement(
         dict(behaviors),
@@ -264,8 +284,6 @@ def _measured(
 
 def _identity(checkpoint: str | Path) -> str:
     """A checkpoint is its weights, wherever it lies."""
-    import hashlib
-
     weights = Path(checkpoint) / "model.safetensors"
     if not weights.is_file():
         raise InputError(

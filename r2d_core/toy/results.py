@@ -20,19 +20,26 @@ class Results:
 
     Attributes:
         attacks, benign: the ``table.csv`` of all evaluations, one below the other.
-        runs: method -> its attack measurements, in one order of base and safety seeds.
+        runs: method -> (base seed, safety seed) -> its attack measurement.
         training: one row a trained model: method, base_seed, seed, steps, seconds and metrics.
     """
 
     attacks: pd.DataFrame
     benign: pd.DataFrame
-    runs: dict[str, list[Measurement]]
+    runs: dict[str, dict[tuple[int, int], Measurement]]
     training: pd.DataFrame
 
     @property
     def methods(self) -> list[str]:
         """The methods that were measured, in the book's order."""
         return [m for m in METHODS if m in self.runs]
+
+    @property
+    def common_attacks(self) -> list[str]:
+        """The attacks that all methods met, the direct request, which is none, left out."""
+        met = self.attacks.groupby("attack", sort=False)["method"].nunique()
+        every = [str(attack) for attack, n in met.items() if n == len(self.runs)]
+        return [attack for attack in every if attack != "direct"]
 
     def rate(
         self,
@@ -72,11 +79,12 @@ def read_results(experiment_dir: str | Path) -> Results:
             "table.csv were expected); run the experiment, or correct experiment_dir"
         )
     tables = [pd.read_csv(path) for path in attacked]
-    runs: dict[str, list[Measurement]] = {}
+    runs: dict[str, dict[tuple[int, int], Measurement]] = {}
     for path, table in zip(attacked, tables, strict=True):
+        method, base_seed = str(table["method"].iloc[0]), int(table["base_seed"].iloc[0])
         for seed in sorted(table["seed"].unique()):
             run = read_measurement(path.parent / f"seed{seed}", {})
-            runs.setdefault(str(table["method"].iloc[0]), []).append(run)
+            runs.setdefault(method, {})[base_seed, int(seed)] = run
     training = []
     for path in sorted(root.glob("base*/*/training/seed*/training.json")):
         record = json.loads(path.read_text())

@@ -32,6 +32,8 @@ from r2d_core.toy.splits import make_splits
 from r2d_core.training import TrainConfig, TrainResult, train
 
 INTERACTIVE = Path("results/interactive")
+EVALUATED = 192
+"""Prompts of an arm's evaluation split."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def train_arm(
     world_seed: int,
     output_dir: str | Path,
 ) -> TrainResult:
-    """Safety-train one arm from an expanded checkpoint; 192 held-out prompts are its evaluation."""
+    """Safety-train one arm of an expanded checkpoint; its evaluation split is of other prompts."""
     if method not in ARMS:
         raise InputError(unknown("method to train", method, ARMS))
     arm = ARMS[method]
@@ -111,8 +113,10 @@ def train_arm(
     splits = make_splits(language, world_seed)
     model, tokenizer = load(checkpoint)
     n = training.steps * training.batch_size
-    rows = encode(tokenizer, arm_examples(language, splits, arm, n, seed))
-    held_out = encode(tokenizer, arm_examples(language, splits, arm, 192, seed + 1_000_003))
+    examples = arm_examples(language, splits, arm, n, seed)
+    learned = {example.prompt for example in examples}
+    drawn = arm_examples(language, splits, arm, 8 * EVALUATED, seed + 1_000_003)
+    held_out = [example for example in drawn if example.prompt not in learned][:EVALUATED]
     return train(
         TrainConfig(
             output_dir=output_dir,
@@ -127,8 +131,8 @@ def train_arm(
         ),
         model,
         tokenizer,
-        rows,
-        held_out,
+        encode(tokenizer, examples),
+        encode(tokenizer, held_out),
     )
 
 
