@@ -125,7 +125,8 @@ def measure_attacks(
 
     ``n_per_split`` behaviors of each split; gradient attacks (``gcg_…``), which are dear, take the
     first ``n_gradient`` of each. ``gcg_pivot`` is left out for methods without pivots, and
-    ``forged_reasoning`` for those that neither reason nor have pivots. The behaviors are the same for every method and seed, so methods can be compared in pairs.
+    ``forged_reasoning`` for those that neither reason nor have pivots. The behaviors are the same
+    for every method and seed, so methods can be compared in pairs.
     """
     for name in attacks:
         if name not in ATTACKS:
