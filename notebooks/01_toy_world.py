@@ -17,7 +17,7 @@
 # # The toy world
 #
 # A fictional language in which "harm" is exact and harmless. The whole pipeline of the book runs in
-# it in minutes on two CPU cores, and the judge is never wrong. This notebook shows the language,
+# it in minutes on two CPU cores, and the judge is exact. This notebook shows the language,
 # how its items are split, how the judge decides, and trains the base model that everything else
 # starts from. Nothing follows before that model passes its gate.
 

@@ -9,4 +9,8 @@ base         tokenizer, base model, its gate
 arms         what each method is taught
 evaluation   what is asked of a model, and what attacks may draw on
 judge        the exact judge
+measure      attacks and harmless questions put to one model
+stages       base model, expanded vocabulary, trained arm
+results      an experiment's tables, methods compared in pairs
+findings     what it found, in computed sentences
 """
