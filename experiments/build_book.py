@@ -278,7 +278,10 @@ def _stage_generated(root: Path, results: Path, target: Path) -> None:
 
 def _full_experiment(kept: Path) -> dict[str, str]:
     """The committed figures of the full grid, and how they were made (`experiments/publish.py`)."""
-    record = json.loads((kept / "results.json").read_text())
+    file = kept / "results.json"
+    if not file.is_file():
+        raise InputError(f"{file}: no such file; `make full` runs the full grid and writes it")
+    record = json.loads(file.read_text())
     hardware, versions = record["hardware"], record["versions"]
     said = (
         f"Made from commit `{record['commit'][:12]}` on {record['ended'][:10]} with torch "

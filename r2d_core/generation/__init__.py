@@ -1,68 +1,26 @@
-"""One protocol for everything that generates: requests in, generations out, in the same order."""
+"""The generators by name, and what all of them take and give."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any
 
-from r2d_core.records import Behavior, Completion, TestCase
+from r2d_core.generation.generator import (
+    Generation,
+    Generator,
+    Request,
+    answer_directly,
+    complete,
+)
+from r2d_core.generation.transformers import TransformersGenerator
 
+__all__ = [
+    "GENERATORS",
+    "Generation",
+    "Generator",
+    "Request",
+    "TransformersGenerator",
+    "answer_directly",
+    "complete",
+]
 
-@dataclass(frozen=True)
-class Request:
-    """One user turn. ``prefill`` is the beginning of the response, put into the model's mouth."""
-
-    prompt: str
-    system: str = ""
-    prefill: str = ""
-
-
-@dataclass(frozen=True)
-class Generation:
-    """What the model wrote after the request and its prefill.
-
-    ``text`` keeps pivot and think tokens and leaves out the end of turn; ``finish`` is "length"
-    when the token limit cut it off. Token counts leave the prefill to the prompt and count the end
-    of turn as a response token.
-    """
-
-    text: str
-    prompt_tokens: int
-    response_tokens: int
-    finish: Literal["stop", "length"]
-
-
-class Generator(Protocol):
-    """Anything that answers requests: a local model, a server, a defence round another one."""
-
-    def generate(self, requests: Sequence[Request], max_new_tokens: int) -> list[Generation]:
-        """Greedy answers, in the order of the requests."""
-        ...
-
-
-def complete(
-    generator: Generator, cases: Sequence[TestCase], max_new_tokens: int
-) -> list[Completion]:
-    """The generator's completion of every test case, in order."""
-    requests = [Request(c.prompt, c.system, c.prefill) for c in cases]
-    generations = generator.generate(requests, max_new_tokens)
-    return [
-        Completion(
-            behavior_id=case.behavior_id,
-            attack=case.attack,
-            prompt=case.prompt,
-            prefill=case.prefill,
-            text=made.text,
-            prompt_tokens=made.prompt_tokens,
-            response_tokens=made.response_tokens,
-            finish=made.finish,
-            metadata={"queries": case.queries, **case.metadata},
-        )
-        for case, made in zip(cases, generations, strict=True)
-    ]
-
-
-def answer_directly(behaviors: Sequence[Behavior], attack: str = "direct") -> list[TestCase]:
-    """The behaviors as they stand, one test case each."""
-    return [TestCase(behavior_id=b.id, attack=attack, prompt=b.prompt) for b in behaviors]
+GENERATORS: dict[str, type[Any]] = {"transformers": TransformersGenerator}

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from r2d_core.generation import Request
+from r2d_core.generation.generator import Request
 from r2d_core.pivots import PivotIds
 from r2d_core.tokenization import encode_example, encode_prompt
 

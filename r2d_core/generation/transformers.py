@@ -9,7 +9,7 @@ import torch
 from tqdm.auto import tqdm
 
 from r2d_core.errors import InputError
-from r2d_core.generation import Generation, Request
+from r2d_core.generation.generator import Generation, Request
 from r2d_core.tokenization import encode_prompt, require_chat_template
 
 

@@ -14,8 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
 from r2d_core.errors import InputError
-from r2d_core.generation import Request
-from r2d_core.generation.transformers import TransformersGenerator
+from r2d_core.generation import Request, TransformersGenerator
 from r2d_core.tokenization import encode_example, install_chat_template
 from r2d_core.toy.data import Example, base_examples
 from r2d_core.toy.language import ACTIONS, ASPECTS, Item, Language, make_language

@@ -23,8 +23,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from r2d_core.attacks import ATTACKS, Target, make_attack
 from r2d_core.checking import unknown
 from r2d_core.errors import InputError
-from r2d_core.generation import answer_directly, complete
-from r2d_core.generation.transformers import TransformersGenerator
+from r2d_core.generation import TransformersGenerator, answer_directly, complete
 from r2d_core.metrics import mcnemar
 from r2d_core.records import (
     Behavior,
