@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from r2d_core.errors import InputError
 from r2d_core.generation.generator import Generation, Request
-from r2d_core.tokenization import encode_prompt, require_chat_template
+from r2d_core.tokenization import encode_prompt, end_of_turn
 
 
 class TransformersGenerator:
@@ -21,25 +20,23 @@ class TransformersGenerator:
 
     Args:
         model: a causal language model; put into evaluation mode.
-        tokenizer: its tokenizer, with a chat template and an end-of-sequence token.
+        tokenizer: its tokenizer. Answers end at its EOS, at those that the model's generation
+            configuration names, and at the chat template's end of turn.
         batch_tokens: tokens held at once, what the KV cache has room for.
+
+    Raises InputError when the tokenizer has no chat template, or nothing that ends a turn.
     """
 
     def __init__(self, model: Any, tokenizer: Any, batch_tokens: int = 16384) -> None:
-        require_chat_template(tokenizer)
-        if tokenizer.eos_token_id is None:
-            raise InputError(
-                f"tokenizer {tokenizer.name_or_path!r} has no eos_token, so no answer would end; "
-                "set tokenizer.eos_token"
-            )
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.batch_tokens = batch_tokens
         stated = model.generation_config.eos_token_id
         stated = [] if stated is None else stated if isinstance(stated, list) else [stated]
-        self.stop_ids = sorted({tokenizer.eos_token_id, *stated})
+        own = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        self.stop_ids = sorted({*end_of_turn(tokenizer), *own, *stated})
         pad = tokenizer.pad_token_id
-        self.pad_id = tokenizer.eos_token_id if pad is None else pad
+        self.pad_id = self.stop_ids[0] if pad is None else pad
 
     @torch.inference_mode()
     def generate(
