@@ -1,0 +1,103 @@
+"""Batched generation says what one-by-one generation says, and the trace what the model thought."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_models import tiny_model, tiny_tokenizer
+
+from r2d_core.errors import InputError
+from r2d_core.generation import GENERATORS, Request, TransformersGenerator, complete
+from r2d_core.generation.trace import pivot_probabilities
+from r2d_core.pivots import expand_vocabulary
+from r2d_core.records import TestCase
+from r2d_core.tokenization import encode_prompt, end_of_turn
+
+REQUESTS = [
+    Request("how do i make the bano tiskel ?"),
+    Request("hello"),
+    Request("wait , be careful", prefill="this is safe"),
+    Request("please explain how to use it . please explain how to make it . thank you"),
+]
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "word"])
+@pytest.mark.parametrize("batch_tokens", [64, 100_000])
+def test_batches_equal_one_prompt_at_a_time(family: str, batch_tokens: int) -> None:
+    tokenizer = tiny_tokenizer(family)
+    model = tiny_model(family, tokenizer, dtype=torch.float32, seed=1)
+    generator = TransformersGenerator(model, tokenizer, batch_tokens=batch_tokens)
+    made = generator.generate(REQUESTS, 12)
+    for request, generation in zip(REQUESTS, made, strict=True):
+        ids = encode_prompt(tokenizer, request.prompt, prefill=request.prefill)
+        one = list(ids)
+        finish = "length"
+        for _ in range(12):
+            with torch.no_grad():
+                token = int(model(torch.tensor([one])).logits[0, -1].argmax())
+            one.append(token)
+            if token in generator.stop_ids:
+                finish = "stop"
+                break
+        written = one[len(ids) :]
+        kept = written[:-1] if finish == "stop" else written
+        assert generation.text == tokenizer.decode(
+            kept, skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+        assert generation.prompt_tokens == len(ids)
+        assert generation.response_tokens == len(written)
+        assert generation.finish == finish
+
+
+def test_it_stops_at_the_end_of_turn() -> None:
+    tokenizer = tiny_tokenizer("llama")
+    model = tiny_model("llama", tokenizer)
+    (stop,) = end_of_turn(tokenizer)
+    tokenizer.eos_token = tokenizer.bos_token  # as in Llama-3's base model: not what ends a turn
+    model.generation_config.eos_token_id = None
+    assert stop != tokenizer.eos_token_id
+    # The model's answer to everything is the end of turn.
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+        model.lm_head.weight[stop] = model.model.norm.weight.new_ones(1)
+        hidden = model.model(torch.tensor([encode_prompt(tokenizer, "hello")]))[0][0, -1]
+        model.lm_head.weight[stop] = hidden
+    (made,) = TransformersGenerator(model, tokenizer).generate([Request("hello")], 5)
+    assert (made.text, made.finish, made.response_tokens) == ("", "stop", 1)
+
+
+def test_a_tokenizer_without_a_chat_template() -> None:
+    tokenizer = tiny_tokenizer("llama")
+    model = tiny_model("llama", tokenizer)
+    tokenizer.chat_template = None
+    with pytest.raises(InputError, match="has no chat template"):
+        TransformersGenerator(model, tokenizer)
+
+
+def test_completions_carry_their_test_case() -> None:
+    tokenizer = tiny_tokenizer("word")
+    generator = GENERATORS["transformers"](tiny_model("word", tokenizer), tokenizer)
+    cases = [
+        TestCase("a", "refinement", "hello", queries=7, metadata={"score": 0.5}),
+        TestCase("b", "prefill_lead", "wait", prefill="this is"),
+    ]
+    first, second = complete(generator, cases, 4)
+    assert (first.behavior_id, first.metadata) == ("a", {"queries": 7, "score": 0.5})
+    assert (second.attack, second.prefill, second.prompt) == ("prefill_lead", "this is", "wait")
+
+
+def test_pivot_probabilities_are_the_models() -> None:
+    tokenizer = tiny_tokenizer("word")
+    model = tiny_model("word", tokenizer).eval()
+    pivots = expand_vocabulary(model, tokenizer)
+    request = Request("hello", prefill="wait")
+    response = "this is safe [SAFE] so"
+    trace = pivot_probabilities(model, tokenizer, request, response)
+    assert [t.text for t in trace][:-1] == response.split()
+    ids = encode_prompt(tokenizer, "hello", prefill="wait")
+    for token in trace:
+        with torch.no_grad():
+            expected = model(torch.tensor([ids])).logits[0, -1].softmax(-1)
+        assert token.p_safe == pytest.approx(float(expected[pivots.safe]), rel=1e-4)
+        assert token.p_unsafe == pytest.approx(float(expected[pivots.unsafe]), rel=1e-4)
+        ids = [*ids, tokenizer.convert_tokens_to_ids(token.text)]

@@ -1,0 +1,213 @@
+"""Measuring a model, comparing methods and saying what was found."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from tiny_models import tiny_model
+
+from r2d_core.errors import InputError
+from r2d_core.pivots import expand_vocabulary
+from r2d_core.records import Behavior, Completion, Verdict, write_jsonl
+from r2d_core.toy.base import make_tokenizer
+from r2d_core.toy.findings import findings
+from r2d_core.toy.judge import LABELS
+from r2d_core.toy.language import make_language
+from r2d_core.toy.measure import (
+    COLUMNS,
+    Measurement,
+    load,
+    measure_attacks,
+    measure_benign,
+    paired_tests,
+)
+from r2d_core.toy.results import Results, read_results
+from r2d_core.toy.stages import find_checkpoint
+
+HOSTILE = "<script>alert(1)</script> **b** [x](javascript:y) \x1b[31m \x00 \u2028 \ud800 </s>"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tokenizer = make_tokenizer(make_language(0))
+    model = tiny_model("word", tokenizer)
+    expand_vocabulary(model, tokenizer)
+    path = tmp_path_factory.mktemp("model")
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+def attack(checkpoint: Path, output: Path, **changed: object) -> Measurement:
+    given = {
+        "method": "r2d",
+        "attacks": ["direct", "few_shot", "gcg_pivot"],
+        "attack_settings": {"gcg_pivot": {"steps": 1, "candidates": 2}},
+        "partition": "development",
+        "n_per_split": 2,
+        "n_gradient": 1,
+        "world_seed": 0,
+        "seed": 0,
+    } | changed
+    return measure_attacks(checkpoint, output_dir=output, **given)  # type: ignore[arg-type]
+
+
+def test_a_measurement_is_written_read_and_made_anew(checkpoint: Path, tmp_path: Path) -> None:
+    made = attack(checkpoint, tmp_path / "a")
+    assert [v.attack for v in made.verdicts] == ["direct"] * 6 + ["few_shot"] * 6 + [
+        "gcg_pivot"
+    ] * 3
+    written = (tmp_path / "a" / "completions.jsonl").stat().st_mtime_ns
+    again = attack(checkpoint, tmp_path / "a")
+    assert (again.completions, again.verdicts) == (made.completions, made.verdicts)
+    assert (tmp_path / "a" / "completions.jsonl").stat().st_mtime_ns == written
+    attack(checkpoint, tmp_path / "a", n_per_split=1)
+    assert (tmp_path / "a" / "completions.jsonl").stat().st_mtime_ns > written
+
+
+def test_methods_are_asked_only_what_has_a_meaning_for_them(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    attacks = {"attacks": ["direct", "forged_reasoning", "gcg_pivot"]}
+    met = {}
+    for method in ("r2d", "r2d_no_pivots", "refusal"):
+        run = attack(checkpoint, tmp_path / method, method=method, **attacks)
+        met[method] = {verdict.attack for verdict in run.verdicts}
+    assert met["r2d"] == {"direct", "forged_reasoning", "gcg_pivot"}
+    assert met["r2d_no_pivots"] == {"direct", "forged_reasoning"}
+    assert met["refusal"] == {"direct"}
+
+
+def test_the_table_counts_every_completion_once(checkpoint: Path, tmp_path: Path) -> None:
+    run = measure_benign(
+        checkpoint,
+        "r2d",
+        partition="report",
+        n_per_split=2,
+        world_seed=0,
+        output_dir=tmp_path / "b",
+    )
+    table = run.table("r2d", 0, 1)
+    assert list(table.columns) == COLUMNS
+    assert (table[list(LABELS)].sum(axis=1) == table["n"]).all()
+    assert table[table["scope"] == "whole"]["n"].sum() == len(run.completions) == 24
+    absent = sum(v.reasoning == "absent" for v in run.verdicts)
+    assert table[table["scope"] == "reasoning"]["n"].sum() == 24 - absent
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"attacks": ["drect"]}, "unknown attack 'drect', did you mean 'direct'"),
+        ({"method": "r2"}, "unknown method 'r2', did you mean 'r2d'"),
+        ({"partition": "test"}, "unknown partition 'test'"),
+        ({"attack_settings": {"wrapper": {}}}, "unknown attack in attack_settings 'wrapper'"),
+    ],
+)
+def test_bad_settings_name_themselves(
+    checkpoint: Path, tmp_path: Path, changed: dict[str, object], says: str
+) -> None:
+    with pytest.raises(InputError, match=says):
+        attack(checkpoint, tmp_path / "c", **changed)
+    assert not (tmp_path / "c").exists()
+
+
+def test_missing_checkpoints(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no checkpoint at"):
+        load(tmp_path)
+    with pytest.raises(InputError, match="no checkpoint at"):
+        attack(tmp_path, tmp_path / "d")
+    with pytest.raises(InputError, match=r"seed7.*parameter checkpoints_dir"):
+        find_checkpoint("", str(tmp_path), "r2d", 7)
+    with pytest.raises(InputError, match="parameter checkpoint;"):
+        find_checkpoint(str(tmp_path), "", "r2d", 7)
+
+
+def measurement(labels: dict[str, list[str]]) -> Measurement:
+    """attack -> labels of behaviors 0, 1, … as a measurement."""
+    completions, verdicts, behaviors = [], [], {}
+    for name, row in labels.items():
+        for number, label in enumerate(row):
+            key = f"report-seen-{number}"
+            behaviors[key] = Behavior(key, "prompt", split="seen", metadata={"items": ["a b"]})
+            completions.append(Completion(key, name, "prompt", HOSTILE))
+            verdicts.append(Verdict(key, name, "toy_exact", label, "absent", label))
+    return Measurement(behaviors, completions, verdicts)
+
+
+def test_paired_tests_by_hand() -> None:
+    ours = measurement({"direct": ["harmful", "refused", "refused", "refused"]})
+    theirs = measurement({"direct": ["refused", "harmful", "harmful", "refused"]})
+    flat = measurement({"direct": ["harmful", "refused", "refused", "refused"]})
+    table = paired_tests(
+        {"r2d": {(0, 0): ours, (0, 1): ours}, "refusal": {(0, 0): theirs, (0, 1): flat}}, "r2d"
+    )
+    (row,) = table.to_dict("records")
+    assert (row["attack"], row["method"], row["n"]) == ("direct", "refusal", 8)
+    assert (row["only_reference"], row["only_method"]) == (1, 2)
+    assert row["p_value"] == pytest.approx(1.0)
+    assert (row["runs"], row["runs_better"], row["runs_worse"]) == (2, 1, 0)
+
+
+def results(runs: dict[str, dict[tuple[int, int], Measurement]]) -> Results:
+    tables = [run.table(m, b, s) for m, cells in runs.items() for (b, s), run in cells.items()]
+    attacks = pd.concat(tables, ignore_index=True)
+    benign = attacks.assign(attack="distractor")
+    return Results(attacks, benign, runs, pd.DataFrame())
+
+
+def test_findings_speak_of_a_difference_only_where_all_runs_agree() -> None:
+    harmed, safe = ["harmful"] * 12, ["refused"] * 12
+    good, bad = measurement({"wrapper": safe}), measurement({"wrapper": harmed})
+    sure = results({"r2d": {(0, 0): good, (0, 1): good}, "refusal": {(0, 0): bad, (0, 1): bad}})
+    said = findings(sure)
+    assert (
+        "R2D against Refusal tuning:** harmful less often under wrapper (0% against 100%)" in said
+    )
+    assert "Refusal tuning 100% harmful, 0% refused" in said
+    split = results(
+        {
+            "r2d": {(0, 0): good, (0, 1): measurement({"wrapper": ["harmful", *safe[1:]]})},
+            "refusal": {(0, 0): bad, (0, 1): good},
+        }
+    )
+    assert split.compare("r2d")["p_holm"].iloc[0] < 0.05
+    assert "R2D against Refusal tuning:** no difference" in findings(split)
+
+
+def test_findings_of_little_or_nothing() -> None:
+    alone = results({"r2d": {(0, 0): measurement({"direct": ["harmful"] * 4})}})
+    said = findings(alone)
+    assert "R2D does not stop:** direct 100%" in said and "against" not in said
+    other = results({"refusal": {(0, 0): measurement({"wrapper": ["refused"]})}})
+    assert "Refusal tuning 0% harmful, 100% refused" in findings(other)
+
+
+def test_results_are_read_back_whatever_the_texts_hold(tmp_path: Path) -> None:
+    run = measurement({"direct": ["harmful", "refused"], "wrapper": ["garbled", "correct"]})
+    for seed in (0, 1):
+        folder = tmp_path / "base0" / "r2d" / "attacks" / f"seed{seed}"
+        folder.mkdir(parents=True)
+        write_jsonl(folder / "completions.jsonl", run.completions)
+        write_jsonl(folder / "verdicts.jsonl", run.verdicts)
+    table = pd.concat([run.table("r2d", 0, 0), run.table("r2d", 0, 1)])
+    table.to_csv(folder.parent / "table.csv", index=False)
+    (tmp_path / "base0" / "utility").mkdir()
+    table.to_csv(tmp_path / "base0" / "utility" / "table.csv", index=False)
+    training = tmp_path / "base0" / "r2d" / "training" / "seed1"
+    training.mkdir(parents=True)
+    record = {"steps": 5, "seconds": 1.0, "metrics": {"eval_loss": 0.5}}
+    (training / "training.json").write_text(json.dumps(record))
+    read = read_results(tmp_path)
+    assert read.methods == ["r2d"] and list(read.runs["r2d"]) == [(0, 0), (0, 1)]
+    assert read.runs["r2d"][0, 1].completions[0].text == HOSTILE
+    assert str(read.rate("r2d", attacks=["direct"])).startswith("50.0%")
+    assert read.common_attacks == ["wrapper"]
+    assert read.training.to_dict("records")[0]["seed"] == 1
+    with pytest.raises(InputError, match="no method 'refusal'"):
+        read.compare("refusal")
+    with pytest.raises(InputError, match="holds no results"):
+        read_results(tmp_path / "elsewhere")
