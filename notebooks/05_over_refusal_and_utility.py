@@ -49,7 +49,7 @@ import pandas as pd
 from IPython.display import HTML, display
 
 from r2d_core import plots
-from r2d_core.metrics import Rate
+from r2d_core.metrics import pooled_rate, rate_matrix
 from r2d_core.provenance import footer_html, provenance
 from r2d_core.records import write_json_atomic, write_text_atomic
 from r2d_core.toy.arms import TITLES, VANILLA
@@ -97,10 +97,8 @@ for method in methods:
     ours = answers[answers["method"] == method]
     alike = ours[ours["attack"].isin(LOOK_ALIKES)]
     summary[TITLES[method]] = {
-        "look-alikes refused": str(Rate(int(alike["refused"].sum()), int(alike["n"].sum()))),
-        "all harmless answered exactly": str(
-            Rate(int(ours["correct"].sum()), int(ours["n"].sum()))
-        ),
+        "look-alikes refused": str(pooled_rate(alike, "refused")),
+        "all harmless answered exactly": str(pooled_rate(ours, "correct")),
         "tokens an answer": f"{ours['response_tokens'].mean():.1f}",
     }
 display(plots.table(pd.DataFrame(summary).T))
@@ -108,13 +106,11 @@ display(plots.table(pd.DataFrame(summary).T))
 # %% [markdown]
 # ## Exact answers by split
 #
-# On *new topics* a method was never shown a how-to answer after safety training began: what it
-# forgets, it forgets there first.
+# Of *new topics* the safety training said nothing: what a method forgets, it forgets there first.
 
 # %% tags=["hide-input"]
-counts = answers.groupby(["attack", "split", "method"], sort=False)[["correct", "n"]].sum()
-rates = {key: str(Rate(int(row["correct"]), int(row["n"]))) for key, row in counts.iterrows()}
-display(plots.table(pd.Series(rates).unstack(sort=False).rename(columns=TITLES)))
+exact = rate_matrix(answers, ["attack", "split"], "method", "correct")
+display(plots.table(exact.rename(columns=TITLES)))
 
 # %% [markdown]
 # ## Answers that were not exact

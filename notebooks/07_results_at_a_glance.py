@@ -41,7 +41,7 @@ from IPython.display import HTML, Markdown, display
 from r2d_core import plots
 from r2d_core.generation import Request
 from r2d_core.generation.trace import pivot_probabilities
-from r2d_core.metrics import Rate
+from r2d_core.metrics import rate_matrix
 from r2d_core.provenance import footer_html, provenance
 from r2d_core.records import write_json_atomic, write_text_atomic
 from r2d_core.toy.arms import TITLES
@@ -81,13 +81,11 @@ main_figure
 
 # %% tags=["hide-input"]
 whole = results.attacks[results.attacks["scope"] == "whole"]
-counts = whole.groupby(["attack", "method"], sort=False)[["harmful", "n"]].sum()
-rates = {key: str(Rate(int(row.harmful), int(row.n))) for key, row in counts.iterrows()}
-asr = pd.Series(rates).unstack(sort=False)[results.methods]
+asr = rate_matrix(whole, "attack", "method", "harmful", missing="not run")[results.methods]
 write_text_atomic(output / "asr.csv", asr.to_csv())
 display(
     plots.table(
-        asr.rename(columns=TITLES).fillna("not run"),
+        asr.rename(columns=TITLES),
         caption="with Wilson 95% intervals, and counts",
     )
 )
@@ -155,14 +153,10 @@ over_refusal
 
 # %% tags=["hide-input"]
 answers = results.benign[results.benign["scope"] == "answer"]
-counts = answers.groupby(["attack", "method"], sort=False)[["correct", "refused", "n"]].sum()
-tables = {}
-for label in ("correct", "refused"):
-    rates = {key: str(Rate(int(row[label]), int(row["n"]))) for key, row in counts.iterrows()}
-    tables[label] = pd.Series(rates).unstack(sort=False)[results.methods]
-    write_text_atomic(output / f"benign_{label}.csv", tables[label].to_csv())
-display(plots.table(tables["correct"].rename(columns=TITLES), caption="answered exactly"))
-display(plots.table(tables["refused"].rename(columns=TITLES), caption="refused"))
+for label, caption in (("correct", "answered exactly"), ("refused", "refused")):
+    benign = rate_matrix(answers, "attack", "method", label)[results.methods]
+    write_text_atomic(output / f"benign_{label}.csv", benign.to_csv())
+    display(plots.table(benign.rename(columns=TITLES), caption=caption))
 
 # %% [markdown]
 # ## Tokens spent on an answer

@@ -154,38 +154,31 @@ def cohen_kappa(a: Sequence[Hashable], b: Sequence[Hashable]) -> Kappa:
     )
 
 
-def count_labels(
-    rows: pd.DataFrame, keys: Sequence[str], labels: Sequence[str], column: str = "label"
+def pooled_rate(counts: pd.DataFrame, label: str) -> Rate:
+    """The rate of a label over all rows of a table of counts (columns ``n`` and the label)."""
+    _need_columns(counts, ["n", label])
+    return Rate(int(counts[label].sum()), int(counts["n"].sum()))
+
+
+def rate_matrix(
+    counts: pd.DataFrame, rows: str | Sequence[str], column: str, label: str, missing: str = ""
 ) -> pd.DataFrame:
-    """How often each label occurs: one row a combination of ``keys``, sorted by them.
+    """Rates of one label as text, with interval and counts: ``rows`` × the values of ``column``.
 
-    Columns: the keys, ``n``, then one count (int) for each of ``labels``, zeros included. Raises
-    InputError for a column that is not there and for a label that is not among ``labels``.
+    Counts are summed over all other columns of the table. Rows and columns keep the order in which
+    they first occur; ``missing`` stands where there is nothing. Summed over seeds, the interval is
+    that of the items: show the spread between seeds beside it.
     """
-    _need_columns(rows, [*keys, column])
-    if strange := sorted(set(map(repr, rows[column])) - set(map(repr, labels))):
-        raise InputError(f"unknown label {strange[0]}; expected one of {', '.join(labels)}")
-    hits = pd.DataFrame({label: (rows[column] == label).astype(int) for label in labels})
-    hits.insert(0, "n", 1)
-    table = pd.concat([rows[list(keys)], hits], axis=1)
-    return table.groupby(list(keys), sort=True, dropna=False).sum().reset_index()
-
-
-def rate_table(counts: pd.DataFrame, keys: Sequence[str], label: str) -> pd.DataFrame:
-    """The rate of one label with its interval, from a table of counts (`count_labels`).
-
-    Counts are summed over every column that is not among ``keys``. Columns: the keys, ``n``,
-    ``rate``, ``low``, ``high`` (shares, not percents). Summed over seeds, the interval is that of
-    the items: show the spread between seeds beside it.
-    """
-    _need_columns(counts, [*keys, "n", label])
-    summed = counts.groupby(list(keys), sort=True, dropna=False)[["n", label]].sum().reset_index()
-    rates = [Rate(int(hits), int(n)) for hits, n in zip(summed[label], summed["n"], strict=True)]
-    return summed[[*keys, "n"]].assign(
-        rate=[each.rate for each in rates],
-        low=[each.low for each in rates],
-        high=[each.high for each in rates],
-    )
+    index = [rows] if isinstance(rows, str) else list(rows)
+    _need_columns(counts, [*index, column, "n", label])
+    order = list(dict.fromkeys(counts[column]))
+    summed = counts.groupby([*index, column], sort=False)[["n", label]].sum()
+    texts = [
+        str(Rate(int(hits), int(n))) if n else missing
+        for hits, n in zip(summed[label], summed["n"], strict=True)
+    ]
+    wide = pd.Series(texts, index=summed.index, dtype=object).unstack(column, sort=False)
+    return wide[order].fillna(missing).rename_axis(columns=None)
 
 
 def _same_length(a: Sequence[object], b: Sequence[object]) -> None:

@@ -32,7 +32,7 @@ PER_RUN = {  # notebook -> what its runs differ in
     "02_vocabulary_expansion": "base",
     "03_cpo_training": "arm",
     "04_attack_evaluation": "arm",
-    "05_over_refusal_and_utility": "arm",
+    "05_over_refusal_and_utility": "base",
     "06_ablations": "",
     "07_results_at_a_glance": "",
 }

@@ -16,10 +16,10 @@ from r2d_core.metrics import (
     Rate,
     attack_success_rate,
     cohen_kappa,
-    count_labels,
     holm,
     mcnemar,
-    rate_table,
+    pooled_rate,
+    rate_matrix,
     wilson_interval,
 )
 
@@ -144,40 +144,32 @@ def test_perfect_agreement_leaves_no_room(first: int, second: int, third: int) -
     assert (found.kappa, found.low, found.high) == pytest.approx((1, 1, 1), abs=1e-6)
 
 
-ROWS = pd.DataFrame(
+COUNTS = pd.DataFrame(
     {
-        "method": ["r2d", "r2d", "r2d", "refusal"],
-        "seed": [0, 0, 1, 0],
-        "label": ["harmful", "refused", "refused", "harmful"],
+        "method": ["r2d", "r2d", "refusal", "r2d"],
+        "attack": ["wrapper", "wrapper", "wrapper", "direct"],
+        "seed": [0, 1, 0, 0],
+        "n": [10, 20, 5, 0],
+        "harmful": [1, 2, 5, 0],
     }
 )
-LABELS = ["harmful", "refused", "correct"]
 
 
-def test_count_labels() -> None:
-    table = count_labels(ROWS.sample(frac=1, random_state=0), ["method", "seed"], LABELS)
-    assert table.to_csv(index=False).splitlines() == [
-        "method,seed,n,harmful,refused,correct",
-        "r2d,0,2,1,1,0",
-        "r2d,1,1,0,1,0",
-        "refusal,0,1,1,0,0",
-    ]
-    assert count_labels(ROWS[:0], ["method"], LABELS).columns.tolist() == ["method", "n", *LABELS]
+def test_pooled_rate() -> None:
+    assert pooled_rate(COUNTS, "harmful") == Rate(8, 35)
+    assert pooled_rate(COUNTS[:0], "harmful").n == 0
+    with pytest.raises(InputError, match="lacks the column 'garbled'; it has method, attack"):
+        pooled_rate(COUNTS, "garbled")
 
 
-def test_count_labels_refuses() -> None:
-    with pytest.raises(InputError, match="unknown label 'refused'; expected one of harmful"):
-        count_labels(ROWS, ["method"], ["harmful"])
-    with pytest.raises(InputError, match="unknown label nan"):
-        count_labels(ROWS.assign(label=[math.nan] * 4), ["method"], LABELS)
-    with pytest.raises(InputError, match="lacks the column 'attack'; it has method, seed, label"):
-        count_labels(ROWS, ["attack"], LABELS)
-
-
-def test_rate_table_sums_over_the_other_columns() -> None:
-    table = rate_table(count_labels(ROWS, ["method", "seed"], LABELS), ["method"], "harmful")
-    assert table.columns.tolist() == ["method", "n", "rate", "low", "high"]
-    pooled = Rate(1, 3)
-    assert table.iloc[0].tolist() == ["r2d", 3, pooled.rate, pooled.low, pooled.high]
-    with pytest.raises(InputError, match="lacks the column 'garbled'"):
-        rate_table(table, ["method"], "garbled")
+def test_rate_matrix_sums_over_the_other_columns() -> None:
+    wide = rate_matrix(COUNTS, "attack", "method", "harmful", missing="not run")
+    assert list(wide.columns) == ["r2d", "refusal"] and list(wide.index) == ["wrapper", "direct"]
+    assert wide.loc["wrapper", "r2d"] == str(Rate(3, 30))
+    assert wide.loc["wrapper", "refusal"] == str(Rate(5, 5))
+    assert list(wide.loc["direct"]) == ["not run", "not run"]
+    two = rate_matrix(COUNTS, ["attack", "seed"], "method", "harmful")
+    assert two.loc[("wrapper", 1), "r2d"] == str(Rate(2, 20))
+    assert two.loc[("wrapper", 1), "refusal"] == ""
+    with pytest.raises(InputError, match="lacks the column 'split'"):
+        rate_matrix(COUNTS, "split", "method", "harmful")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from r2d_core.errors import InputError
-from r2d_core.metrics import Rate, holm
+from r2d_core.metrics import Rate, holm, pooled_rate
 from r2d_core.toy.arms import METHODS
 from r2d_core.toy.measure import Measurement, paired_tests, read_measurement
 
@@ -55,7 +55,7 @@ class Results:
         chosen = table[(table["method"] == method) & (table["scope"] == scope)]
         if attacks is not None:
             chosen = chosen[chosen["attack"].isin(attacks)]
-        return Rate(int(chosen[label].sum()), int(chosen["n"].sum()))
+        return pooled_rate(chosen, label)
 
     def compare(self, reference: str) -> pd.DataFrame:
         """Paired McNemar tests of ``reference`` against all others, Holm-corrected as one family.
