@@ -50,8 +50,8 @@ from r2d_core.records import atomic_directory, write_text_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
 SMOKE_BANNER = (
-    "<strong>Smoke test.</strong> Every number in this book comes from a run so small that it only "
-    "shows that the machinery works. The numbers mean nothing."
+    "<strong>Smoke test.</strong> This build's own runs are so small that they only show that the "
+    "machinery works. The numbers mean nothing, those of the full experiment excepted."
 )
 TOOLS = ("jupyter-book", "sphinx", "sphinx-book-theme", "myst-nb", "sphinxcontrib-bibtex")
 

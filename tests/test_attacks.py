@@ -175,3 +175,49 @@ def test_gcg_gradient_and_candidates(target: Target) -> None:
         for position in changed:
             ranked = allowed[gradient[position, allowed].argsort()[:5]]
             assert candidate[position] in ranked
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "r1"])
+def test_gcg_on_tokenizers_of_word_pieces(family: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pieces merge with their neighbours; a suffix in which they would is never tried."""
+    tokenizer = tiny_tokenizer(family)
+    model = tiny_model(family, tokenizer)
+    expand_vocabulary(model, tokenizer)
+    target = Target(TransformersGenerator(model, tokenizer), ScoreByLength(), 4, model, tokenizer)
+    attack = GCGAnswer(steps=4, suffix_tokens=4, candidates=12, top_k=8)
+    batches: list[list[list[int]]] = []
+    forward = type(model).forward
+
+    def spy(self: Any, input_ids: Any = None, **given: Any) -> Any:
+        if input_ids is not None:
+            batches.append(input_ids.tolist())
+        return forward(self, input_ids, **given)
+
+    monkeypatch.setattr(type(model), "forward", spy)
+    refused = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    for seed in range(6):
+        batches.clear()
+        (case,) = attack.run(BEHAVIORS[:1], target, MATERIAL, seed)
+        losses = case.metadata["losses"]
+        assert losses == sorted(losses, reverse=True)
+        assert losses[-1] == pytest.approx(_loss(attack, target, BEHAVIORS[0], case.prompt))
+        response = len(encode_prompt(tokenizer, "x", prefill=KNOWN["target"]))
+        response -= len(encode_prompt(tokenizer, "x"))
+        (first,), *tried = batches[:-1]  # the last is `_loss`
+        assert case.queries == 1 + sum(len(batch) for batch in tried)
+        places = {
+            i for batch in tried for row in batch for i, t in enumerate(row) if t != first[i]
+        }
+        assert places and max(places) - min(places) < 4  # only the suffix ever changes …
+        assert max(places) < len(first) - response
+        assert not {row[i] for batch in tried for row in batch for i in places} & refused
+        current = first
+        for batch in tried:  # … at one place a step, and every row is the tokens of its text
+            for row in batch:
+                assert sum(a != b for a, b in zip(row, current, strict=True)) <= 1 or any(
+                    sum(a != b for a, b in zip(row, kept, strict=True)) <= 1
+                    for earlier in batches
+                    for kept in earlier
+                )
+        final = encode_prompt(tokenizer, case.prompt, prefill=KNOWN["target"])
+        assert any(final in batch for batch in batches[:-1])

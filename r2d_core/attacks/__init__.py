@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from typing import Any, get_type_hints
 
 from r2d_core.attacks.attack import Attack, Material, Target
 from r2d_core.attacks.direct import Direct
@@ -11,6 +12,7 @@ from r2d_core.attacks.gcg import GCGAnswer, GCGPivot
 from r2d_core.attacks.prefill import ForgedReasoning, PrefillLead, PrefillStep
 from r2d_core.attacks.refinement import Refinement
 from r2d_core.attacks.wrapper import Wrapper
+from r2d_core.checking import mismatch, unknown
 from r2d_core.errors import InputError
 
 __all__ = ["ATTACKS", "Attack", "Material", "Target", "make_attack"]
@@ -32,10 +34,15 @@ ATTACKS: dict[str, type[Any]] = {
 
 
 def make_attack(name: str, **settings: Any) -> Attack:
-    """The attack of that name with its settings; InputError for an unknown name or setting."""
+    """The attack of that name; InputError for an unknown name or setting and a wrong value."""
     if name not in ATTACKS:
-        raise InputError(f"unknown attack {name!r}; expected one of {', '.join(ATTACKS)}")
-    try:
-        return ATTACKS[name](**settings)
-    except TypeError as error:
-        raise InputError(f"attack {name!r}: {error}") from None
+        raise InputError(unknown("attack", name, ATTACKS))
+    kind = ATTACKS[name]
+    annotations = get_type_hints(kind)
+    fields = [each.name for each in dataclasses.fields(kind)]
+    for setting, value in settings.items():
+        if setting not in fields:
+            raise InputError(f"attack {name!r}: {unknown('setting', setting, fields)}")
+        if problem := mismatch(value, annotations[setting]):
+            raise InputError(f"attack {name!r}: {setting}: {problem}")
+    return kind(**settings)

@@ -14,7 +14,7 @@ is never tried (nanoGCG looks at the suffix alone).
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -28,6 +28,9 @@ from r2d_core.errors import InputError
 from r2d_core.pivots import SAFE
 from r2d_core.records import Behavior, TestCase
 from r2d_core.tokenization import encode_prompt
+
+DRAWS = 100
+"""Tokens drawn, at most, for each position of the first suffix."""
 
 
 @dataclass(frozen=True)
@@ -72,15 +75,16 @@ class GCG:
         generator = torch.Generator().manual_seed(_seed_of(f"{self.name}-{stream}"))
         allowed = _text_tokens(tokenizer, model.device)
         response, aimed = self.aim(behavior, tokenizer)
-        suffix = allowed[torch.randint(len(allowed), (self.suffix_tokens,), generator=generator)]
 
-        def ids_of(suffix_ids: Tensor) -> list[int]:
+        def ids_of(suffix_ids: list[int]) -> list[int]:
             prompt = f"{behavior.prompt} {tokenizer.decode(suffix_ids)}"
             return encode_prompt(tokenizer, prompt, prefill=response)
 
-        full = ids_of(suffix)
+        bare = encode_prompt(tokenizer, behavior.prompt, prefill=response)
+        first, full, start = self._first_suffix(bare, ids_of, allowed, generator)
+        suffix = torch.tensor(first, device=model.device)
+        before, after = full[:start], full[start + self.suffix_tokens :]
         response_tokens = len(aimed)
-        start = _find(full[:-response_tokens], suffix.tolist())
         mask = torch.tensor(aimed, device=model.device)
 
         def losses(ids_BT: Tensor) -> Tensor:
@@ -97,13 +101,8 @@ class GCG:
         for _ in range(self.steps):
             gradient_SV = self._gradient(model, ids_T, start, response_tokens, mask)
             tried = self._candidates(gradient_SV, suffix, allowed, generator)
-            rows = [
-                row
-                for row in (ids_of(s) for s in tried)
-                if len(row) == len(full)
-                and row[:start] == full[:start]
-                and row[start + self.suffix_tokens :] == full[start + self.suffix_tokens :]
-            ]
+            in_place = [[*before, *candidate, *after] for candidate in tried]
+            rows = [row for row, ids in zip(in_place, tried, strict=True) if ids_of(ids) == row]
             queries += len(rows)
             if rows:
                 batch = torch.tensor(rows, device=model.device)
@@ -121,6 +120,33 @@ class GCG:
             f"{behavior.prompt} {tokenizer.decode(suffix)}",
             queries=queries,
             metadata={"losses": losses_seen},
+        )
+
+    def _first_suffix(
+        self,
+        bare: list[int],
+        ids_of: Callable[[list[int]], list[int]],
+        allowed: Tensor,
+        generator: torch.Generator,
+    ) -> tuple[list[int], list[int], int]:
+        """A random suffix that tokenises to its own ids, all ids with it, and where it stands.
+
+        It grows token by token: one that the tokenizer would merge with what stands before it is
+        drawn anew.
+        """
+        suffix: list[int] = []
+        for _ in range(DRAWS * self.suffix_tokens):
+            drawn = int(allowed[torch.randint(len(allowed), (1,), generator=generator)])
+            full = ids_of([*suffix, drawn])
+            start = _place(full, [*suffix, drawn], bare)
+            if start is not None:
+                suffix.append(drawn)
+                if len(suffix) == self.suffix_tokens:
+                    return suffix, full, start
+        raise InputError(
+            f"attack {self.name!r}: found no suffix of {self.suffix_tokens} tokens that tokenises "
+            "to its own ids behind the prompt; the tokenizer merges or drops it there: end the "
+            "prompt in another way or lower suffix_tokens"
         )
 
     def _gradient(
@@ -143,17 +169,17 @@ class GCG:
 
     def _candidates(
         self, gradient_SV: Tensor, suffix: Tensor, allowed: Tensor, generator: torch.Generator
-    ) -> list[Tensor]:
+    ) -> list[list[int]]:
         """Distinct suffixes that differ from ``suffix`` at one position."""
         k = min(self.top_k, len(allowed))
         best_SK = allowed[gradient_SV[:, allowed].topk(k, dim=1, largest=False).indices]
         positions = torch.randint(self.suffix_tokens, (self.candidates,), generator=generator)
         choices = torch.randint(k, (self.candidates,), generator=generator)
-        changed: dict[tuple[int, ...], Tensor] = {}
+        changed: dict[tuple[int, ...], list[int]] = {}
         for position, choice in zip(positions.tolist(), choices.tolist(), strict=True):
-            new = suffix.clone()
-            new[position] = best_SK[position, choice]
-            changed.setdefault(tuple(new.tolist()), new)
+            new = suffix.tolist()
+            new[position] = int(best_SK[position, choice])
+            changed.setdefault(tuple(new), new)
         return list(changed.values())
 
 
@@ -203,15 +229,13 @@ def _text_tokens(tokenizer: PreTrainedTokenizerBase, device: torch.device) -> Te
     return torch.tensor(plain, device=device)
 
 
-def _find(ids: list[int], part: list[int]) -> int:
-    """Where the suffix stands in the prompt, the last place it occurs."""
-    for start in range(len(ids) - len(part), -1, -1):
+def _place(ids: list[int], part: list[int], bare: list[int]) -> int | None:
+    """Where ``part`` stands in ``ids``, behind all in which they agree with ``bare``; else None."""
+    differ = (i for i, (one, other) in enumerate(zip(ids, bare, strict=False)) if one != other)
+    for start in range(next(differ, len(bare)), len(ids) - len(part) + 1):
         if ids[start : start + len(part)] == part:
             return start
-    raise InputError(
-        "attack 'gcg': the suffix does not tokenise to its own ids inside the prompt; the "
-        "tokenizer merges it with its neighbours, start from another suffix (change the seed)"
-    )
+    return None
 
 
 def _seed_of(text: str) -> int:

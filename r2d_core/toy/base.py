@@ -29,7 +29,7 @@ from r2d_core.toy.requests import (
 from r2d_core.toy.splits import Splits, make_splits
 
 LONGEST_ANSWER = 64
-"""Tokens after which a toy answer is cut. The longest true response has 45."""
+"""Tokens after which a toy answer is cut. The longest true response has 43."""
 
 
 @dataclass(frozen=True)

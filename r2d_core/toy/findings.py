@@ -15,6 +15,8 @@ SIGNIFICANT = 0.05
 
 
 def _short(rate: Rate) -> str:
+    if not rate.n:
+        return "– (0 asked)"
     return f"{rate.rate:.0%} [{100 * rate.low:.0f}, {100 * rate.high:.0f}]"
 
 
@@ -85,7 +87,7 @@ def _same_format(reference: str, other: str) -> bool:
 def _cost(results: Results, reference: str) -> str:
     cells = []
     for method in dict.fromkeys(("vanilla", "refusal", "refusal_recovery", reference)):
-        if method in results.runs:
+        if method in results.runs and method in set(results.benign["method"]):
             over = results.rate(
                 method, "refused", attacks=list(LOOK_ALIKES), benign=True, scope="answer"
             )
@@ -98,7 +100,7 @@ def _cost(results: Results, reference: str) -> str:
                 f"{_short(exact)} of harmless requests exactly, with "
                 f"{chosen['response_tokens'].mean():.0f} tokens"
             )
-    return f"**What it costs:** {'; '.join(cells)}."
+    return f"**What it costs:** {'; '.join(cells) or 'not measured'}."
 
 
 def _not_stopped(results: Results, reference: str) -> str:

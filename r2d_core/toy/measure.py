@@ -125,7 +125,7 @@ def measure_attacks(
     ``n_per_split`` behaviors of each split; gradient attacks (``gcg_…``), which are dear, take the
     first ``n_gradient`` of each. ``gcg_pivot`` is left out for methods without pivots, and
     ``forged_reasoning`` for those that neither reason nor have pivots. The behaviors are the same
-    for every method and seed, so methods can be compared in pairs.
+    for every method and seed, so methods can be compared in pairs. InputError when nothing is left.
     """
     for name in attacks:
         if name not in ATTACKS:
@@ -152,6 +152,12 @@ def measure_attacks(
             if name.startswith("gcg_"):
                 chosen = [b for b in chosen if int(b.id.rsplit("-", 1)[1]) < n_gradient]
             made.append((name, attack.run(chosen, target, material, seed)))
+        if not any(some for _, some in made):
+            raise InputError(
+                f"nothing to measure: the attacks {', '.join(attempts)} ask nothing of method "
+                f"{method!r} with n_per_split={n_per_split} and n_gradient={n_gradient}; add an "
+                "attack that has a meaning for it, such as 'direct', or ask more"
+            )
         return made
 
     settings = {
