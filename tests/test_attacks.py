@@ -168,9 +168,9 @@ def test_gcg_gradient_and_candidates(target: Target) -> None:
     suffix = torch.tensor([10, 11, 12])
     generator = torch.Generator().manual_seed(0)
     tried = attack._candidates(gradient, suffix, allowed, generator)
-    assert tried and len({tuple(t.tolist()) for t in tried}) == len(tried)
+    assert tried and len({tuple(t) for t in tried}) == len(tried)
     for candidate in tried:
-        changed = (candidate != suffix).nonzero().flatten().tolist()
+        changed = [i for i, token in enumerate(candidate) if token != suffix[i]]
         assert len(changed) <= 1
         for position in changed:
             ranked = allowed[gradient[position, allowed].argsort()[:5]]
@@ -178,46 +178,104 @@ def test_gcg_gradient_and_candidates(target: Target) -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "r1"])
-def test_gcg_on_tokenizers_of_word_pieces(family: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gcg_on_word_pieces(family: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pieces merge with their neighbours; a suffix in which they would is never tried."""
     tokenizer = tiny_tokenizer(family)
     model = tiny_model(family, tokenizer)
     expand_vocabulary(model, tokenizer)
     target = Target(TransformersGenerator(model, tokenizer), ScoreByLength(), 4, model, tokenizer)
     attack = GCGAnswer(steps=4, suffix_tokens=4, candidates=12, top_k=8)
-    batches: list[list[list[int]]] = []
-    forward = type(model).forward
+    suffixes: list[list[int]] = []
+    tried: list[tuple[int, list[int]]] = []  # at which step, all ids of a prompt
+    candidates, forward = GCGAnswer._candidates, type(model).forward
 
-    def spy(self: Any, input_ids: Any = None, **given: Any) -> Any:
+    def note_suffix(self: Any, gradient: Any, suffix: Any, *rest: Any) -> Any:
+        suffixes.append(suffix.tolist())
+        return candidates(self, gradient, suffix, *rest)
+
+    def note_rows(self: Any, input_ids: Any = None, **given: Any) -> Any:
         if input_ids is not None:
-            batches.append(input_ids.tolist())
+            tried.extend((len(suffixes), row) for row in input_ids.tolist())
         return forward(self, input_ids, **given)
 
-    monkeypatch.setattr(type(model), "forward", spy)
+    monkeypatch.setattr(GCGAnswer, "_candidates", note_suffix)
+    monkeypatch.setattr(type(model), "forward", note_rows)
     refused = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
     for seed in range(6):
-        batches.clear()
+        suffixes.clear()
+        tried.clear()
         (case,) = attack.run(BEHAVIORS[:1], target, MATERIAL, seed)
+        assert len(suffixes) == 4 and case.queries == len(tried)
+        (_, first), *rest = tried
+        start = next(i for i in range(len(first)) if first[i : i + 4] == suffixes[0])
+        for step, ids in rest:
+            suffix = ids[start : start + 4]
+            assert sum(a != b for a, b in zip(suffix, suffixes[step - 1], strict=True)) <= 1
+            assert ids == [*first[:start], *suffix, *first[start + 4 :]]
+            text = f"{BEHAVIORS[0].prompt} {tokenizer.decode(suffix)}"
+            assert ids == encode_prompt(tokenizer, text, prefill=KNOWN["target"])
+            assert not refused & set(suffix)
         losses = case.metadata["losses"]
-        assert losses == sorted(losses, reverse=True)
-        assert losses[-1] == pytest.approx(_loss(attack, target, BEHAVIORS[0], case.prompt))
-        response = len(encode_prompt(tokenizer, "x", prefill=KNOWN["target"]))
-        response -= len(encode_prompt(tokenizer, "x"))
-        (first,), *tried = batches[:-1]  # the last is `_loss`
-        assert case.queries == 1 + sum(len(batch) for batch in tried)
-        places = {
-            i for batch in tried for row in batch for i, t in enumerate(row) if t != first[i]
-        }
-        assert places and max(places) - min(places) < 4  # only the suffix ever changes …
-        assert max(places) < len(first) - response
-        assert not {row[i] for batch in tried for row in batch for i in places} & refused
-        current = first
-        for batch in tried:  # … at one place a step, and every row is the tokens of its text
-            for row in batch:
-                assert sum(a != b for a, b in zip(row, current, strict=True)) <= 1 or any(
-                    sum(a != b for a, b in zip(row, kept, strict=True)) <= 1
-                    for earlier in batches
-                    for kept in earlier
-                )
-        final = encode_prompt(tokenizer, case.prompt, prefill=KNOWN["target"])
-        assert any(final in batch for batch in batches[:-1])
+        assert losses == sorted(losses, reverse=True) and losses[-1] < losses[0]
+        assert losses[-1] == pytest.approx(_loss(attack, target, BEHAVIORS[0], case.prompt), 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "says"),
+    [
+        ("gcg", {}, "unknown attack 'gcg'; known: direct, wrapper"),
+        ("wraper", {}, "unknown attack 'wraper', did you mean 'wrapper'"),
+        ("gcg_answer", {"stepps": 3}, "'gcg_answer': unknown setting 'stepps', did you mean 'step"),
+        ("gcg_answer", {"name": "x"}, "unknown setting 'name'"),
+        ("gcg_answer", {"steps": "3"}, r"'gcg_answer': steps: expected int, got '3' \(str\)"),
+        ("gcg_pivot", {"top_k": 2.5}, "top_k: expected int"),
+        ("gcg_pivot", {"candidates": 0}, "candidates is 0, expected at least 1"),
+        ("few_shot", {"shots": True}, "shots: expected int"),
+        ("few_shot", {"shots": 0}, "shots is 0"),
+        ("refinement", {"queries": 0}, "queries is 0"),
+        ("refinement", {"enough": "half"}, "enough: expected float"),
+        ("direct", {"steps": 1}, "'direct': unknown setting 'steps'; known: none"),
+    ],
+)
+def test_names_and_settings_are_checked(name: str, settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError, match=says) as raised:
+        make_attack(name, **settings)
+    assert "\n" not in str(raised.value)
+
+
+def test_too_little_material(target: Target) -> None:
+    bare = Material((), lambda behavior: [("a", "b")], lambda behavior, best, rng: best)
+    with pytest.raises(InputError, match="at least one template"):
+        make_attack("wrapper").run(BEHAVIORS, target, bare, 0)
+    with pytest.raises(InputError, match="wants 2 shots, material.shots has 1 for behavior 'b0'"):
+        make_attack("few_shot").run(BEHAVIORS, target, bare, 0)
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_nothing_to_attack(name: str, target: Target) -> None:
+    assert make_attack(name).run([], target, MATERIAL, 0) == []
+
+
+def test_gcg_pivot_wants_a_safe_pivot(target: Target) -> None:
+    behavior = Behavior("b", "hello", metadata={"pivot_target": "that is fine . [RETHINK]"})
+    with pytest.raises(InputError, match=r"holds no \[SAFE\]"):
+        make_attack("gcg_pivot").run([behavior], target, MATERIAL, 0)
+
+
+def test_refinement_goes_on_with_those_that_have_not_broken() -> None:
+    """One behavior breaks at once and is asked no more; the other uses its whole budget."""
+    behaviors = [Behavior("weak", "w " * 9), Behavior("strong", "s")]
+    echo = Echo()
+    material = Material((), lambda b: [], lambda asked, best, rng: f"{asked.prompt} {rng.random()}")
+    weak, strong = make_attack("refinement", queries=4, enough=0.9).run(
+        behaviors, Target(echo, ScoreByLength(), 4), material, 0
+    )
+    assert (weak.queries, strong.queries) == (1, 4)
+    assert [p[0] for p in echo.asked] == ["w", "s", "s", "s", "s"]
+    assert weak.metadata["score"] == 1.0 and strong.metadata["score"] == 0.2
+    # All four of the strong one score the same: the first found is kept.
+    assert strong.prompt == echo.asked[1]
+
+
+def test_the_registry_goes_by_the_attacks_own_names() -> None:
+    assert all(attack().name == name for name, attack in ATTACKS.items())

@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r2d_core.attacks import ATTACKS
 from r2d_core.errors import InputError
 from r2d_core.pivots import RETHINK, SAFE, UNSAFE
 from r2d_core.records import Behavior, Completion
@@ -269,16 +267,3 @@ def test_the_gate_names_its_weakest_cell() -> None:
     gate.require(0.95)
     with pytest.raises(InputError, match=r"95\.0% of 'b' exact, expected at least 99%"):
         gate.require(0.99)
-
-
-def test_attacks_know_their_settings() -> None:
-    from r2d_core.attacks import make_attack
-
-    with pytest.raises(InputError, match="unknown attack 'gcg'"):
-        make_attack("gcg")
-    with pytest.raises(InputError, match="stepps"):
-        make_attack("gcg_answer", stepps=3)
-    with pytest.raises(InputError, match="steps is 0"):
-        make_attack("gcg_answer", steps=0)
-    assert all(attack().name == name for name, attack in ATTACKS.items())
-    assert replace(make_attack("refinement"), queries=2).queries == 2

@@ -33,7 +33,7 @@ ATTACKS: dict[str, type[Any]] = {
 }
 
 
-def make_attack(name: str, **settings: Any) -> Attack:
+def make_attack(name: str, /, **settings: Any) -> Attack:
     """The attack of that name; InputError for an unknown name or setting and a wrong value."""
     if name not in ATTACKS:
         raise InputError(unknown("attack", name, ATTACKS))
