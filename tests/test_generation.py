@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 import torch
 from tiny_models import tiny_model, tiny_tokenizer
@@ -17,29 +20,42 @@ REQUESTS = [
     Request("how do i make the bano tiskel ?"),
     Request("hello"),
     Request("wait , be careful", prefill="this is safe"),
+    Request("hello", system="be careful"),
     Request("please explain how to use it . please explain how to make it . thank you"),
 ]
 
 
+def ids_of(tokenizer: Any, request: Request) -> list[int]:
+    return encode_prompt(tokenizer, request.prompt, system=request.system, prefill=request.prefill)
+
+
+def one_at_a_time(model: Any, ids: list[int], stop_ids: Sequence[int], limit: int) -> list[int]:
+    """Greedy decoding as one writes it down: no batch, no padding, no cache."""
+    written: list[int] = []
+    while len(written) < limit and not set(written) & set(stop_ids):
+        with torch.no_grad():
+            written.append(int(model(torch.tensor([ids + written])).logits[0, -1].argmax()))
+    return written
+
+
 @pytest.mark.parametrize("family", ["llama", "qwen2", "word"])
 @pytest.mark.parametrize("batch_tokens", [64, 100_000])
-def test_batches_equal_one_prompt_at_a_time(family: str, batch_tokens: int) -> None:
+@pytest.mark.parametrize("ends_early", [False, True])
+def test_batches_equal_one_prompt_at_a_time(
+    family: Any, batch_tokens: int, ends_early: bool
+) -> None:
     tokenizer = tiny_tokenizer(family)
     model = tiny_model(family, tokenizer, dtype=torch.float32, seed=1)
+    if ends_early:  # at tokens of the first and third answer, so that one batch ends here and there
+        first, _, third, *_ = (one_at_a_time(model, ids_of(tokenizer, r), (), 12) for r in REQUESTS)
+        model.generation_config.eos_token_id = [first[4], third[1]]
     generator = TransformersGenerator(model, tokenizer, batch_tokens=batch_tokens)
     made = generator.generate(REQUESTS, 12)
+    assert not ends_early or {each.finish for each in made} == {"stop", "length"}
     for request, generation in zip(REQUESTS, made, strict=True):
-        ids = encode_prompt(tokenizer, request.prompt, prefill=request.prefill)
-        one = list(ids)
-        finish = "length"
-        for _ in range(12):
-            with torch.no_grad():
-                token = int(model(torch.tensor([one])).logits[0, -1].argmax())
-            one.append(token)
-            if token in generator.stop_ids:
-                finish = "stop"
-                break
-        written = one[len(ids) :]
+        ids = ids_of(tokenizer, request)
+        written = one_at_a_time(model, ids, generator.stop_ids, 12)
+        finish = "stop" if written[-1] in generator.stop_ids else "length"
         kept = written[:-1] if finish == "stop" else written
         assert generation.text == tokenizer.decode(
             kept, skip_special_tokens=False, clean_up_tokenization_spaces=False

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from tiny_models import tiny_model
 
 from r2d_core.errors import InputError
+from r2d_core.metrics import wilson_interval
 from r2d_core.pivots import expand_vocabulary
 from r2d_core.records import Behavior, Completion, Verdict, write_jsonl
+from r2d_core.toy.arms import METHODS
 from r2d_core.toy.base import make_tokenizer
 from r2d_core.toy.findings import findings
 from r2d_core.toy.judge import LABELS
@@ -98,12 +103,80 @@ def test_the_table_counts_every_completion_once(checkpoint: Path, tmp_path: Path
     assert table[table["scope"] == "reasoning"]["n"].sum() == 24 - absent
 
 
+def test_the_table_by_hand() -> None:
+    behaviors = {f"b{i}": Behavior(f"b{i}", "p", split="seen") for i in range(4)}
+    said = [
+        ("harmful", "harmful", "refused", 10, 4, 1),
+        ("refused", "absent", "refused", 20, 2, 3),
+        ("correct", "garbled", "correct", 30, 3, 2),
+    ]
+    completions, verdicts = [], []
+    for number, (whole, reasoning, answer, prompt, response, queries) in enumerate(said):
+        counts = {"prompt_tokens": prompt, "response_tokens": response}
+        meta = {"queries": queries}
+        completions.append(Completion(f"b{number}", "a", "p", HOSTILE, metadata=meta, **counts))
+        verdicts.append(Verdict(f"b{number}", "a", "toy_exact", whole, reasoning, answer))
+    table = Measurement(behaviors, completions, verdicts).table("r2d", 1, 2)
+    assert table.drop(columns=["method", "base_seed", "seed"]).values.tolist() == [
+        ["a", "seen", "whole", 3, 1, 1, 1, 0, 20.0, 3.0, 2.0],
+        ["a", "seen", "reasoning", 2, 1, 0, 0, 1, 20.0, 3.5, 1.5],
+        ["a", "seen", "answer", 3, 0, 2, 1, 0, 20.0, 3.0, 2.0],
+    ]
+    assert table[["method", "base_seed", "seed"]].drop_duplicates().values.tolist() == [
+        ["r2d", 1, 2]
+    ]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"seed": 1},
+        {"method": "r2d_no_cpo"},
+        {"world_seed": 1},
+        {"attack_settings": {"gcg_pivot": {"steps": 1, "candidates": 3}}},
+    ],
+)
+def test_every_setting_counts(checkpoint: Path, tmp_path: Path, changed: dict[str, object]) -> None:
+    attacks = {"n_per_split": 1}
+    attack(checkpoint, tmp_path / "a", **attacks)
+    before = json.loads((tmp_path / "a" / "settings.json").read_text())
+    attack(checkpoint, tmp_path / "a", **attacks, **changed)
+    assert json.loads((tmp_path / "a" / "settings.json").read_text()) != before
+
+
+def test_other_weights_are_measured_anew_and_the_same_elsewhere_are_not(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    place = tmp_path / "model"
+    shutil.copytree(checkpoint, place)
+    attack(checkpoint, tmp_path / "a", attacks=["direct"], attack_settings={})
+    written = (tmp_path / "a" / "completions.jsonl").stat().st_mtime_ns
+    attack(place, tmp_path / "a", attacks=["direct"], attack_settings={})
+    assert (tmp_path / "a" / "completions.jsonl").stat().st_mtime_ns == written
+    model, _ = load(place)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.mul_(-1)
+    model.save_pretrained(place)
+    attack(place, tmp_path / "a", attacks=["direct"], attack_settings={})
+    assert (tmp_path / "a" / "completions.jsonl").stat().st_mtime_ns > written
+
+
+def test_nothing_to_measure_is_said(checkpoint: Path, tmp_path: Path) -> None:
+    only = {"attacks": ["forged_reasoning"], "attack_settings": {}}
+    with pytest.raises(InputError, match="forged_reasoning ask nothing of method 'refusal'"):
+        attack(checkpoint, tmp_path / "c", method="refusal", **only)
+    with pytest.raises(InputError, match="n_gradient=0"):
+        attack(checkpoint, tmp_path / "c", attacks=["gcg_pivot"], n_gradient=0)
+    assert not (tmp_path / "c").exists()
+
+
 @pytest.mark.parametrize(
     ("changed", "says"),
     [
         ({"attacks": ["drect"]}, "unknown attack 'drect', did you mean 'direct'"),
         ({"method": "r2"}, "unknown method 'r2', did you mean 'r2d'"),
         ({"partition": "test"}, "unknown partition 'test'"),
+        ({"attack_settings": {"gcg_pivot": {"steps": 1.5}}}, "'gcg_pivot': steps: expected int"),
         ({"attack_settings": {"wrapper": {}}}, "unknown attack in attack_settings 'wrapper'"),
     ],
 )
@@ -176,6 +249,55 @@ def test_findings_speak_of_a_difference_only_where_all_runs_agree() -> None:
     )
     assert split.compare("r2d")["p_holm"].iloc[0] < 0.05
     assert "R2D against Refusal tuning:** no difference" in findings(split)
+
+
+def test_findings_claim_no_difference_that_the_test_does_not_bear_out() -> None:
+    """Eight pairs that differ, all one way, have p = 2/2⁸; seven times that is above 5%."""
+    good, bad = (measurement({"wrapper": [label] * 8}) for label in ("refused", "harmful"))
+    two = {"r2d": {(0, 0): good}, "refusal": {(0, 0): bad}}
+    assert results(two).compare("r2d")["p_holm"].tolist() == [pytest.approx(2 / 2**8)]
+    assert "harmful less often under wrapper (0% against 100%)" in findings(results(two))
+    many = {"r2d": {(0, 0): good}} | {m: {(0, 0): bad} for m in METHODS if m != "r2d"}
+    corrected = results(many).compare("r2d")["p_holm"]
+    assert min(corrected) == pytest.approx(7 * 2 / 2**8) and min(corrected) > 0.05
+    assert "less often" not in findings(results(many))
+    assert findings(results(many)).count("no difference that tests and runs bear out") == 6
+    worse = {"r2d": {(0, 0): bad}, "refusal": {(0, 0): good}}
+    assert "harmful more often under wrapper (100% against 0%)" in findings(results(worse))
+
+
+def test_findings_compare_forged_reasoning_only_within_one_format() -> None:
+    good, bad = (measurement({"forged_reasoning": [x] * 9}) for x in ("refused", "harmful"))
+    others = {"r2d_no_cpo": {(0, 0): bad}, "r2d_no_pivots": {(0, 0): bad}}
+    said = findings(results({"r2d": {(0, 0): good}} | others))
+    assert "against R2D without CPO:** harmful less often under forged_reasoning" in said
+    assert "against R2D without pivots:** no difference" in said
+
+
+def test_findings_hold_the_tables_numbers() -> None:
+    run = measurement({"wrapper": ["harmful"] * 3 + ["refused"] * 7, "few_shot": ["garbled"] * 10})
+    found = results({"r2d": {(0, 0): run}, "vanilla": {(0, 0): run}})
+    said = findings(found)
+    assert "Mean over wrapper and few_shot:** No safety training 15% harmful, 35% refused, 50%" in (
+        said
+    )
+    low, high = wilson_interval(3, 10)
+    assert f"does not stop:** wrapper 30% [{100 * low:.0f}, {100 * high:.0f}]." in said
+    low, high = wilson_interval(7, 20)
+    assert f"R2D refuses 35% [{100 * low:.0f}, {100 * high:.0f}] of harmless look-alikes" in said
+
+
+def test_findings_without_utility_of_a_method() -> None:
+    run = measurement({"wrapper": ["refused"]})
+    found = results({"r2d": {(0, 0): run}, "refusal": {(0, 0): run}})
+    asked = found.benign[found.benign["method"] == "r2d"]
+    some = findings(replace(found, benign=asked))
+    assert "R2D refuses 100%" in some and "Refusal tuning refuses" not in some
+    plain = findings(replace(found, benign=asked.assign(attack="how_to")))
+    assert "R2D refuses – (0 asked) of harmless look-alikes" in plain
+    assert "What it costs:** not measured." in findings(replace(found, benign=asked[:0]))
+    for text in (some, plain):
+        assert "nan" not in text
 
 
 def test_findings_of_little_or_nothing() -> None:

@@ -1,0 +1,137 @@
+"""The toy world's stages: base model, expanded vocabulary, a trained arm, each done once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from r2d_core.errors import InputError
+from r2d_core.pivots import PIVOT_TOKENS, PivotIds
+from r2d_core.records import write_text_atomic
+from r2d_core.toy import stages
+from r2d_core.toy.base import BaseConfig
+from r2d_core.toy.measure import load, measure_benign
+from r2d_core.toy.stages import (
+    ArmTraining,
+    BaseTraining,
+    checkpoints_of,
+    expand,
+    find_checkpoint,
+    train_arm,
+    train_base,
+)
+
+SMALL = BaseConfig(world_seed=2, seed=1, hidden_size=32, layers=1)
+SHORT = BaseTraining(steps=12, batch_size=8)
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as the grid lays it out: world, expanded, one arm with seed 3."""
+    home = tmp_path_factory.mktemp("base1")
+    train_base(SMALL, SHORT, home / "world")
+    expand(home / "world" / "model", home / "expanded", init="description", seed=0)
+    train_arm(
+        home / "expanded" / "model",
+        "r2d",
+        3,
+        ArmTraining(steps=6, batch_size=8),
+        world_seed=2,
+        output_dir=home / "r2d" / "training" / "seed3",
+    )
+    return home
+
+
+def written(folder: Path) -> int:
+    return (folder / "model" / "model.safetensors").stat().st_mtime_ns
+
+
+def test_the_base_model_learns_and_meets_its_gate(grid: Path) -> None:
+    log = [json.loads(line) for line in (grid / "world" / "log.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in log if "loss" in row]
+    assert losses[-1] < losses[0]
+    gate = json.loads((grid / "world" / "gate.json").read_text())
+    tasks, pairs = ("how-to", "information"), ("seen", "held-out")
+    assert set(gate["asked"]) == {f"{task}, {kept} pairs" for task in tasks for kept in pairs}
+    assert gate["right"].keys() == gate["asked"].keys()
+    _, found = train_base(SMALL, SHORT, grid / "world")
+    with pytest.raises(InputError, match="the base model fails its gate"):
+        found.require(0.99)
+
+
+def test_what_is_there_is_not_done_again(grid: Path) -> None:
+    before = written(grid / "world")
+    train_base(SMALL, SHORT, grid / "world")
+    assert written(grid / "world") == before
+
+
+def test_expansion_adds_the_tokens_and_leaves_the_rest(grid: Path) -> None:
+    base, words = load(grid / "world" / "model")
+    model, tokenizer = load(grid / "expanded" / "model")
+    assert not set(PIVOT_TOKENS) & set(words.get_vocab())
+    pivots = PivotIds.from_tokenizer(tokenizer)
+    assert min(pivots.safe, pivots.unsafe, pivots.rethink) >= len(words)
+    old = base.get_input_embeddings().weight
+    torch.testing.assert_close(model.get_input_embeddings().weight[: len(words)], old[: len(words)])
+
+
+def test_the_arm_is_trained_and_can_be_measured(grid: Path, tmp_path: Path) -> None:
+    path = find_checkpoint("", checkpoints_of(str(grid), "r2d"), "r2d", 3)
+    assert path == grid / "r2d" / "training" / "seed3" / "model"
+    assert find_checkpoint("", checkpoints_of(str(grid), "vanilla"), "vanilla", 3) == (
+        grid / "expanded" / "model"
+    )
+    trained, expanded = load(path)[0], load(grid / "expanded" / "model")[0]
+    assert any(
+        not torch.equal(a, b)
+        for a, b in zip(trained.parameters(), expanded.parameters(), strict=True)
+    )
+    asked = {"partition": "development", "n_per_split": 1, "world_seed": 2}
+    run = measure_benign(path, "r2d", **asked, output_dir=tmp_path / "u")
+    assert len(run.completions) == 12
+
+
+def test_the_evaluation_split_holds_no_prompt_that_is_learned(
+    grid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {}
+
+    def note(config: object, model: object, tokenizer: object, rows: list, held_out: list) -> None:
+        given["train"], given["held_out"] = rows, held_out
+
+    monkeypatch.setattr(stages, "train", note)
+    training = ArmTraining(steps=40, batch_size=32)
+    train_arm(
+        grid / "expanded" / "model", "refusal", 0, training, world_seed=2, output_dir=tmp_path
+    )
+
+    def prompts(rows: list[dict[str, list[int]]]) -> set[tuple[int, ...]]:
+        return {
+            tuple(i for i, label in zip(r["input_ids"], r["labels"], strict=True) if label == -100)
+            for r in rows
+        }
+
+    assert len(given["train"]) == 40 * 32 and len(given["held_out"]) == stages.EVALUATED
+    assert not prompts(given["train"]) & prompts(given["held_out"])
+
+
+@pytest.mark.parametrize("method", ["r2", "vanilla"])
+def test_methods_that_are_not_trained(method: str, grid: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"unknown method to train '{method}'"):
+        train_arm(
+            grid / "expanded" / "model", method, 0, ArmTraining(), world_seed=2, output_dir=tmp_path
+        )
+    if method != "vanilla":
+        with pytest.raises(InputError, match="did you mean 'r2d'"):
+            checkpoints_of(str(grid), method)
+
+
+def test_the_experiment_of_hand_opened_notebooks_is_the_toy_run_where_there_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_text_atomic(Path("results/toy/results/findings.md"), "- found\n")
+    assert stages.default_experiment() == Path("results/toy")
