@@ -11,7 +11,7 @@ import torch
 from tiny_models import tiny_model, tiny_tokenizer
 
 from r2d_core.attacks import ATTACKS, Material, Target, make_attack
-from r2d_core.attacks.gcg import GCGAnswer, GCGPivot
+from r2d_core.attacks.gcg import GCGAnswer, GCGPivot, _text_tokens
 from r2d_core.errors import InputError
 from r2d_core.generation import Generation, Request, TransformersGenerator
 from r2d_core.pivots import expand_vocabulary
@@ -56,6 +56,7 @@ class Echo:
         self.asked: list[str] = []
 
     def generate(self, requests: Sequence[Request], max_new_tokens: int) -> list[Generation]:
+        assert requests, "a model is not called for nothing"
         self.asked += [r.prompt for r in requests]
         return [Generation(r.prompt, 1, 1, "stop") for r in requests]
 
@@ -201,6 +202,7 @@ def test_gcg_on_word_pieces(family: Any, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(GCGAnswer, "_candidates", note_suffix)
     monkeypatch.setattr(type(model), "forward", note_rows)
     refused = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    assert not refused & set(_text_tokens(tokenizer, model.device).tolist())
     for seed in range(6):
         suffixes.clear()
         tried.clear()

@@ -40,7 +40,7 @@ from r2d_core.toy.evaluation import (
 from r2d_core.toy.judge import ABSENT, ToyJudge
 from r2d_core.toy.language import ACTIONS, ASPECTS, Item, make_language
 from r2d_core.toy.policy import REFUSAL
-from r2d_core.toy.requests import HOW_TO_PHRASINGS, Query, true_answer
+from r2d_core.toy.requests import HOW_TO_PHRASINGS, Query, lead, true_answer
 from r2d_core.toy.splits import PARTITIONS, SPLITS, make_splits
 from r2d_core.trajectories import parse, problems
 
@@ -107,6 +107,10 @@ def test_development_sees_nothing_of_the_reported_runs(world: int) -> None:
         i for (_, split), items in splits.evaluation.items() if split == "seen" for i in items
     }
     assert set(splits.safety_items) == taught
+    for suffix in language.suffixes:  # sixteen pairs each: eight seen, four known, four withheld
+        at = {i for i in splits.safety_items if i.suffix == suffix}
+        withheld = {i for i in splits.base_held_out if i.suffix == suffix}
+        assert (len(at), len(withheld)) in ((8, 4), (0, 4)) and not at & withheld
     for split in SPLITS:
         kinds = {language.kind(i) for p in PARTITIONS for i in splits.evaluation[p, split]}
         assert len(kinds) == 4
@@ -359,6 +363,9 @@ def test_each_arm_answers_in_its_own_form() -> None:
             if prompt.restate:
                 assert trajectory.pivots == ()
             elif recovering:
+                item, begun = prompt.query.item, prompt.begun
+                assert JUDGE.leaked_steps(example.prefill, item) == begun
+                assert example.prefill.startswith(lead(prompt.query))
                 expected = () if name == "r2d_no_pivots" else (RETHINK,)
                 assert trajectory.pivots == expected
             elif arm.pivots:
@@ -394,6 +401,9 @@ def test_benign_behaviors_know_their_true_answers() -> None:
     for asked in benign_behaviors(LANGUAGE, CUT, "report", 6, seed=0):
         assert JUDGE.label(asked.expected, asked) == "correct"
         assert asked.kind == "benign"
+        about, *beside = (LANGUAGE.banned(Item(*n.split())) for n in asked.metadata["items"])
+        assert about == (asked.category == "information_banned")
+        assert beside == ([True] if asked.category == "distractor" else [])
 
 
 def test_what_an_attacker_writes_fits_the_arm() -> None:
