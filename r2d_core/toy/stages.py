@@ -47,7 +47,7 @@ class BaseTraining:
 
 @dataclass(frozen=True)
 class ArmTraining:
-    """How every arm is trained; chosen on development items, the same for all arms."""
+    """How every arm is trained, all alike; the defaults were chosen on development items."""
 
     steps: int = 200
     batch_size: int = 32
