@@ -7,15 +7,18 @@ Both ways train LoRA of the paper on the same examples, of which a step holds ``
 same random model, in one process and in turn, so that a busy machine slows both alike. A time is
 the median over rounds.
 
-ours      packed batches; the output layer asked for the loss; only the new tokens' rows trained
-authors   one example at a time; logits of all positions in float32 and shifted copies of them;
-          cross-entropy and contrast from those; embedding and output matrix trained whole
-          (``modules_to_save``). The loss is divided by the window, which their code forgets, so
-          that both minimise the same.
+ours      packed batches, attention by example; the output layer asked for the loss; only the new
+          tokens' rows trained; activations kept
+authors   as they launch it (expand_and_train.sh, train.py): one example at a time; activations
+          computed again (``--gradient_checkpointing``); logits of all positions in float32 and
+          shifted copies of them; cross-entropy and contrast from those; embedding and output
+          matrix trained whole (``modules_to_save``); LoRA with dropout 0.05. The loss is divided by
+          the window, which their code forgets, so that both minimise the same.
+kept      the authors' with activations kept: what is ours besides keeping them
 
 Each row tells the loss of its first step: they must agree, or one of them trains something else.
-It tells the products' floating-point operations, too: where they take all the time, as on a CPU,
-no way of ordering them gains more than their ratio.
+It tells the products' floating-point operations, too: where they take all the time, as a large
+model's do on a CPU, no way of ordering them gains more than their ratio.
 """
 
 from __future__ import annotations
@@ -41,9 +44,11 @@ from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from r2d_core.adapters import LoraSettings, add_adapters
+from r2d_core.authors_recipe import THEIR_LORA
 from r2d_core.batching import PackingCollator, Row
 from r2d_core.losses import r2d_loss
 from r2d_core.output_layer import OutputLayer
+from r2d_core.packed_attention import attention_by_example
 from r2d_core.provenance import provenance
 from r2d_core.records import write_json_atomic
 from r2d_core.tokenization import IGNORED
@@ -112,24 +117,29 @@ def ours(model: Any, rows: Sequence[Row], device: str, batch_size: int) -> Tenso
     n_items, class_counts = counts(rows)
     collate, total = PackingCollator(), torch.zeros((), device=device)
     head = OutputLayer.of(model)
-    for start in range(0, len(rows), batch_size):
-        batch = {k: v.to(device) for k, v in collate(rows[start : start + batch_size]).items()}
-        targets = F.pad(batch.pop("labels")[:, 1:], (0, 1), value=IGNORED).flatten()
+    with attention_by_example(model.get_base_model()):
+        for start in range(0, len(rows), batch_size):
+            batch = collate(rows[start : start + batch_size])
+            batch |= {k: v.to(device) for k, v in batch.items() if isinstance(v, Tensor)}
+            targets = F.pad(batch.pop("labels")[:, 1:], (0, 1), value=IGNORED).flatten()
 
-        def loss_of(hidden: Tensor, targets: Tensor = targets) -> Tensor:
-            return r2d_loss(
-                hidden.flatten(0, 1),
-                targets=targets,
-                pivots=PIVOTS,
-                n_items=n_items,
-                class_counts=class_counts,
-                **head.loss_arguments(),
-            ).total
+            def loss_of(hidden: Tensor, targets: Tensor = targets) -> Tensor:
+                return r2d_loss(
+                    hidden.flatten(0, 1),
+                    targets=targets,
+                    pivots=PIVOTS,
+                    n_items=n_items,
+                    class_counts=class_counts,
+                    **head.loss_arguments(),
+                ).total
 
-        with head.replaced_by(loss_of), torch.autocast(device, torch.bfloat16, device == "cuda"):
-            loss = model(**batch, use_cache=False).logits
-        loss.backward()
-        total += loss.detach()
+            with (
+                head.replaced_by(loss_of),
+                torch.autocast(device, torch.bfloat16, device == "cuda"),
+            ):
+                loss = model(**batch, use_cache=False).logits
+            loss.backward()
+            total += loss.detach()
     return total
 
 
@@ -156,9 +166,11 @@ def authors(model: Any, rows: Sequence[Row], device: str, batch_size: int) -> Te
     return total
 
 
-WAYS: dict[str, tuple[Callable[..., Tensor], str]] = {
-    "ours": (ours, "rows"),
-    "authors": (authors, "modules_to_save"),
+WAYS: dict[str, tuple[Callable[..., Tensor], dict[str, Any], bool]] = {
+    # How a window is done, the adapters' settings, whether activations are computed again.
+    "ours": (ours, {"new_rows": "rows"}, False),
+    "authors": (authors, THEIR_LORA, True),
+    "kept": (authors, THEIR_LORA, False),
 }
 
 
@@ -169,12 +181,13 @@ def measure(name: str, device: str, window: int, batch_size: int, rounds: int) -
     rows = examples(shape, window)
     tokens = sum(len(row["input_ids"]) for row in rows)
     steps: dict[str, Callable[[], Tensor]] = {}
-    weights = {}
-    for way, (gradients, new_rows) in WAYS.items():
+    for way, (gradients, lora, checkpointing) in WAYS.items():
         model = random_model(shape, device, dtype)
-        weights[way] = sum(parameter.nbytes for parameter in model.parameters())
-        settings = LoraSettings(rank=shape.rank, alpha=shape.rank, new_rows=new_rows)  # type: ignore[arg-type]
+        settings = LoraSettings(rank=shape.rank, alpha=shape.rank, **lora)
         adapted = add_adapters(model, settings, ROWS.tolist()).to(device).train()
+        if checkpointing:
+            model.enable_input_require_grads()
+            model.gradient_checkpointing_enable()
         trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=2e-4)
 

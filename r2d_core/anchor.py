@@ -50,9 +50,9 @@ def is_benign(row: Row) -> bool:
 class AnchorCollator:
     """Another collator with ``benign_labels`` besides, laid out like ``labels``."""
 
-    inner: Callable[[Sequence[Row]], dict[str, Tensor]]
+    inner: Callable[[Sequence[Row]], dict[str, Any]]
 
-    def __call__(self, examples: Sequence[Row]) -> dict[str, Tensor]:
+    def __call__(self, examples: Sequence[Row]) -> dict[str, Any]:
         nothing = [[IGNORED] * len(example["labels"]) for example in examples]
         flagged: list[Row] = [
             {"input_ids": example["input_ids"], "labels": example.get(BENIGN_LABELS, none)}
@@ -69,7 +69,7 @@ class FrozenBase:
         self.head = OutputLayer.of(self.model)
 
     @torch.no_grad()
-    def hidden(self, inputs: Mapping[str, Tensor]) -> Tensor:
+    def hidden(self, inputs: Mapping[str, Any]) -> Tensor:
         """Its last hidden states [B, T, H] of a batch."""
         with self.head.replaced_by(lambda hidden: hidden):
             return self.model(**inputs, use_cache=False).logits

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from r2d_core.packed_attention import LENGTHS
 from r2d_core.tokenization import IGNORED
 
 Row = Mapping[str, Sequence[int]]
@@ -68,13 +69,14 @@ class PackingCollator:
     """Examples to one row without padding, each with positions of its own that begin at 0.
 
     Call it with examples as `encode_example` makes them; it returns LongTensors [1, T], T the sum
-    of their lengths: ``input_ids``, ``labels`` and ``position_ids``. Where positions fall back to
-    0, transformers ends the reach of attention (its mask, or the sequence lengths that flash
-    attention takes), so that no example sees another. An example's first token, which nothing
-    predicts, is no target of the example before it.
+    of their lengths: ``input_ids``, ``labels`` and ``position_ids``; and ``example_lengths``, a
+    list. Where positions fall back to 0, transformers ends the reach of attention (its mask, or the
+    sequence lengths that flash attention takes), so that no example sees another;
+    `packed_attention` does it by the lengths. An example's first token, which nothing predicts, is
+    no target of the example before it.
     """
 
-    def __call__(self, examples: Sequence[Row]) -> dict[str, Tensor]:
+    def __call__(self, examples: Sequence[Row]) -> dict[str, Any]:
         ids = [token for example in examples for token in example["input_ids"]]
         labels = [
             label for example in examples for label in (IGNORED, *list(example["labels"])[1:])
@@ -84,4 +86,5 @@ class PackingCollator:
             "input_ids": torch.tensor([ids]),
             "labels": torch.tensor([labels]),
             "position_ids": torch.tensor([positions]),
+            LENGTHS: [len(example["input_ids"]) for example in examples],
         }

@@ -26,6 +26,7 @@ import re
 from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,7 +37,7 @@ from r2d_core.checking import unknown
 from r2d_core.errors import InputError
 from r2d_core.pivots import RETHINK, SAFE, UNSAFE
 from r2d_core.records import write_json_atomic
-from r2d_core.tokenization import encode_example
+from r2d_core.tokenization import encode_example, encode_examples
 from r2d_core.trajectories import Trajectory, from_record, problems
 
 if TYPE_CHECKING:
@@ -65,6 +66,9 @@ DEFECTS: dict[str, str] = {
     "too_long": "more tokens than max_length",
 }
 """The kinds of defect, in the words of a table."""
+
+ENCODED_AT_ONCE = 1024
+"""Examples tokenised in one call."""
 
 TOLERATED = frozenset({"pivot_in_answer"})
 """Defects that are counted but do not exclude a row: see the top of this file."""
@@ -317,17 +321,22 @@ def read_trajectories(
 def training_rows(
     trajectories: Iterable[Trajectory],
     tokenizer: PreTrainedTokenizerBase,
-    encode: Callable[..., dict[str, list[int]]] = encode_example,
+    encode: Callable[..., dict[str, list[int]]] | None = None,
 ) -> list[dict[str, Sequence[int]]]:
-    """What `training.train` takes, one row a trajectory, made by ``encode`` of tokenizer,
-    instruction and response: `encode_example`, or `authors_recipe.authors_row`.
+    """What `training.train` takes, one row a trajectory, made by `encode_examples`, or by
+    ``encode`` of tokenizer, instruction and response (`authors_recipe.authors_row`).
 
     Held as 32-bit integers, 8 bytes a token: a fifth of what lists of Python's take.
     """
     rows: list[dict[str, Sequence[int]]] = []
-    for trajectory in tqdm(trajectories, desc="encode", delay=2, leave=False):
-        example = encode(tokenizer, trajectory.instruction, str(trajectory))
-        rows.append({name: array("i", ids) for name, ids in example.items()})
+    with tqdm(trajectories, desc="encode", unit="example", delay=2, leave=False) as bar:
+        texts = ((each.instruction, str(each), "") for each in bar)
+        while some := list(islice(texts, ENCODED_AT_ONCE)):
+            if encode is None:
+                examples = encode_examples(tokenizer, some)
+            else:
+                examples = [encode(tokenizer, prompt, response) for prompt, response, _ in some]
+            rows += [{name: array("i", ids) for name, ids in e.items()} for e in examples]
     return rows
 
 

@@ -136,22 +136,9 @@ def encode_prompts(
 
     The ids are the same to the last; many prompts at once are several times faster.
     """
-    control = _control_tokens(tokenizer)
-    rendered, opened = [], []
-    for prompt in prompts:
-        parts, opens_reasoning = _render_messages(tokenizer, prompt, system, history, control)
-        rendered.append(parts)
-        opened.append(opens_reasoning)
-    responses = {opens: _encode_response(tokenizer, prefill, opens) for opens in set(opened)}
-    whole = [i for i, parts in enumerate(rendered) if len(parts) == 1]
-    texts = [rendered[i][0] for i in whole]
-    encoded = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
-    ids_of = dict(zip(whole, encoded, strict=True))
-    return [
-        _with_one_bos(tokenizer, ids_of[i] if i in ids_of else _encode_parts(tokenizer, parts))
-        + responses[opens]
-        for i, (parts, opens) in enumerate(zip(rendered, opened, strict=True))
-    ]
+    before, opened = _encode_messages(tokenizer, prompts, system, history)
+    begun = _encode_responses(tokenizer, [prefill, prefill], [False, True])
+    return [ids + begun[opens] for ids, opens in zip(before, opened, strict=True)]
 
 
 def encode_example(
@@ -175,18 +162,44 @@ def encode_example(
 
     Raises InputError when the example is longer than ``max_length`` tokens, and as `encode_prompt`.
     """
-    before, opens_reasoning = _encode_messages(tokenizer, prompt, system, history)
-    before = before + _encode_response(tokenizer, prefill, opens_reasoning)
-    after = _encode_response(tokenizer, response, opens_reasoning and not prefill)
-    after += end_of_turn(tokenizer)
-    length = len(before) + len(after)
-    if max_length is not None and length > max_length:
-        raise InputError(
-            f"the example has {length} tokens ({len(before)} of prompt, {len(after)} of response), "
-            f"more than max_length={max_length}: leave it out or raise max_length; "
-            f"its prompt begins {prompt[:40]!r}"
-        )
-    return {"input_ids": before + after, "labels": [IGNORED] * len(before) + after}
+    return encode_examples(
+        tokenizer,
+        [(prompt, response, prefill)],
+        system=system,
+        history=history,
+        max_length=max_length,
+    )[0]
+
+
+def encode_examples(
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[tuple[str, str, str]],
+    *,
+    system: str = "",
+    history: Sequence[tuple[str, str]] = (),
+    max_length: int | None = None,
+) -> list[dict[str, list[int]]]:
+    """`encode_example` of each (prompt, response, prefill), with one system message and history.
+
+    The ids are the same to the last; many examples at once are several times faster.
+    """
+    before, opened = _encode_messages(tokenizer, [e[0] for e in examples], system, history)
+    goes_on = [opens and not e[2] for opens, e in zip(opened, examples, strict=True)]
+    begun = _encode_responses(tokenizer, [e[2] for e in examples], opened)
+    after = _encode_responses(tokenizer, [e[1] for e in examples], goes_on)
+    end = end_of_turn(tokenizer)
+    rows = []
+    for (prompt, _, _), *parts in zip(examples, before, begun, after, strict=True):
+        told, learnt = parts[0] + parts[1], parts[2] + end
+        length = len(told) + len(learnt)
+        if max_length is not None and length > max_length:
+            raise InputError(
+                f"the example has {length} tokens ({len(told)} of prompt, {len(learnt)} of "
+                f"response), more than max_length={max_length}: leave it out or raise max_length; "
+                f"its prompt begins {prompt[:40]!r}"
+            )
+        rows.append({"input_ids": told + learnt, "labels": [IGNORED] * len(told) + learnt})
+    return rows
 
 
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -246,14 +259,15 @@ class Collator:
 
 def _encode_messages(
     tokenizer: PreTrainedTokenizerBase,
-    prompt: str,
+    prompts: Sequence[str],
     system: str,
     history: Sequence[tuple[str, str]],
-) -> tuple[list[int], bool]:
-    """The ids up to the response, and whether the template has opened the reasoning."""
+) -> tuple[list[list[int]], list[bool]]:
+    """For each prompt the ids up to the response, and whether the template opens the reasoning."""
     control = _control_tokens(tokenizer)
-    parts, opens_reasoning = _render_messages(tokenizer, prompt, system, history, control)
-    return _with_one_bos(tokenizer, _encode_parts(tokenizer, parts)), opens_reasoning
+    rendered = [_render_messages(tokenizer, each, system, history, control) for each in prompts]
+    ids = _encode_parts(tokenizer, [parts for parts, _ in rendered])
+    return _with_one_bos(tokenizer, ids), [opens for _, opens in rendered]
 
 
 def _render_messages(
@@ -274,14 +288,18 @@ def _render_messages(
     return text.split(mark), text.rstrip().endswith(THINK_OPEN)
 
 
-def _encode_response(
-    tokenizer: PreTrainedTokenizerBase, response: str, opens_reasoning: bool
-) -> list[int]:
-    if opens_reasoning and response.lstrip().startswith(THINK_OPEN):
-        response = response.lstrip().removeprefix(THINK_OPEN)
+def _encode_responses(
+    tokenizer: PreTrainedTokenizerBase, responses: Sequence[str], opened: Sequence[bool]
+) -> list[list[int]]:
+    """The ids of each response; ``opened`` says where the template has opened its reasoning."""
     control = tuple(token for token in _control_tokens(tokenizer) if token not in NEW_TOKENS)
-    mark = _mark_not_in(response)
-    return _encode_parts(tokenizer, _cut(response, control, mark).split(mark))
+    texts = []
+    for response, opens_reasoning in zip(responses, opened, strict=True):
+        if opens_reasoning and response.lstrip().startswith(THINK_OPEN):
+            response = response.lstrip().removeprefix(THINK_OPEN)
+        mark = _mark_not_in(response)
+        texts.append(_cut(response, control, mark).split(mark))
+    return _encode_parts(tokenizer, texts)
 
 
 def _render(
@@ -340,29 +358,41 @@ def _mark_not_in(text: str) -> str:
     return next(mark for mark in map(chr, range(0xF0000, 0xFFFFE)) if mark not in present)
 
 
-def _encode_parts(tokenizer: PreTrainedTokenizerBase, parts: list[str]) -> list[int]:
-    """Tokenise each part, control tokens included, and join the ids."""
-    ids: list[int] = tokenizer.encode(parts[0], add_special_tokens=False)
-    if len(parts) > 1:
+def _encode_parts(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[list[str]]
+) -> list[list[int]]:
+    """Tokenise each text part by part, control tokens included, and join its ids."""
+    ids = _encode_texts(tokenizer, [parts[0] for parts in texts])
+    if any(len(parts) > 1 for parts in texts):
         # SentencePiece tokenizers put a space before the text they are given. Behind a line end
         # they do not; so the later parts are tokenised behind one, which is then taken off.
-        line_end = tokenizer.encode("\n", add_special_tokens=False)
-        for part in parts[1:]:
-            part_ids = tokenizer.encode("\n" + part, add_special_tokens=False)
-            if part_ids[: len(line_end)] == line_end:
-                ids += part_ids[len(line_end) :]
-            else:
-                ids += tokenizer.encode(part, add_special_tokens=False)
+        (line_end,) = _encode_texts(tokenizer, ["\n"])
+        for of_text, (_, *later) in zip(ids, texts, strict=True):
+            for part in later:
+                part_ids, bare = _encode_texts(tokenizer, ["\n" + part, part])
+                if part_ids[: len(line_end)] == line_end:
+                    of_text += part_ids[len(line_end) :]
+                else:
+                    of_text += bare
     return ids
 
 
-def _with_one_bos(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
+def _encode_texts(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int]]:
+    ids: list[list[int]] = []
+    if texts:
+        ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def _with_one_bos(tokenizer: PreTrainedTokenizerBase, rows: list[list[int]]) -> list[list[int]]:
     bos = tokenizer.bos_token_id
     if not isinstance(bos, int):
-        return ids
-    while ids[:2] == [bos, bos]:
-        ids = ids[1:]
+        return rows
     # Having a BOS token is not using it (Phi-3, Granite): ask what the tokenizer does with a text.
-    if ids[:1] != [bos] and tokenizer("a")["input_ids"][:1] == [bos]:
-        return [bos, *ids]
-    return ids
+    puts_one = tokenizer("a")["input_ids"][:1] == [bos]
+    of_each = []
+    for ids in rows:
+        while ids[:2] == [bos, bos]:
+            ids = ids[1:]
+        of_each.append([bos, *ids] if puts_one and ids[:1] != [bos] else ids)
+    return of_each

@@ -29,6 +29,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
@@ -63,6 +64,7 @@ from r2d_core.checkpoints import WHOLE, fingerprint, finished_record, last_whole
 from r2d_core.errors import InputError
 from r2d_core.losses import Contrast, Impl, R2DLoss, r2d_loss
 from r2d_core.output_layer import OutputLayer
+from r2d_core.packed_attention import LENGTHS, attention_by_example
 from r2d_core.pivots import PivotIds
 from r2d_core.records import atomic_directory, write_json_atomic, write_text_atomic
 from r2d_core.tokenization import IGNORED, Collator
@@ -237,35 +239,38 @@ def train(
     checkpoints = output / f"checkpoints-{run}"
     run_log = _RunLog(output / "log.jsonl")
     model_class, use_cache = type(model), model.config.use_cache
-    base = FrozenBase(model, model.device) if config.kl_weight else None
-    collator = PackingCollator() if config.packing else Collator(pad_id)
-    set_seed(config.seed)  # the adapters begin at random
-    adapted = add_adapters(model, config.lora, new_token_ids(tokenizer)) if config.lora else None
-    try:
-        trainer = R2DTrainer(
-            config=config,
-            pivots=pivots,
-            base=base,
-            model=adapted or model,
-            args=_arguments(config, checkpoints, evaluate=bool(held_out)),
-            data_collator=collator if base is None else AnchorCollator(collator),
-            train_dataset=rows,
-            # Like lengths together; the order has no bearing on a sum over the whole split.
-            eval_dataset=sorted(held_out, key=lambda row: len(row["input_ids"])) or None,
-            callbacks=[run_log, *_reports(config, output)],
+    with attention_by_example(model) if config.packing else nullcontext():
+        base = FrozenBase(model, model.device) if config.kl_weight else None
+        collator = PackingCollator() if config.packing else Collator(pad_id)
+        set_seed(config.seed)  # the adapters begin at random
+        adapted = (
+            add_adapters(model, config.lora, new_token_ids(tokenizer)) if config.lora else None
         )
-        run_log.trainer = trainer
-        first = trainer.is_world_process_zero()
-        trainer.train(
-            resume_from_checkpoint=last_whole_checkpoint(checkpoints, remove_broken=first)
-        )
-    except BaseException:  # an interrupted cell, say, which will be run again
-        if adapted is not None:
-            remove_adapters(adapted)
-        raise
-    finally:
-        # Trainer turns the cache off in the model's configuration, which is saved with the model.
-        model.config.use_cache = use_cache
+        try:
+            trainer = R2DTrainer(
+                config=config,
+                pivots=pivots,
+                base=base,
+                model=adapted or model,
+                args=_arguments(config, checkpoints, evaluate=bool(held_out)),
+                data_collator=collator if base is None else AnchorCollator(collator),
+                train_dataset=rows,
+                # Like lengths together; the order has no bearing on a sum over the whole split.
+                eval_dataset=sorted(held_out, key=lambda row: len(row["input_ids"])) or None,
+                callbacks=[run_log, *_reports(config, output)],
+            )
+            run_log.trainer = trainer
+            first = trainer.is_world_process_zero()
+            trainer.train(
+                resume_from_checkpoint=last_whole_checkpoint(checkpoints, remove_broken=first)
+            )
+        except BaseException:  # an interrupted cell, say, which will be run again
+            if adapted is not None:
+                remove_adapters(adapted)
+            raise
+        finally:
+            # Trainer turns the cache off in the model's configuration, which is saved with it.
+            model.config.use_cache = use_cache
     trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     if config.gradient_checkpointing:
         model.activation_checkpointing_disable()
@@ -329,6 +334,7 @@ class R2DTrainer(Trainer):
         **trainer: Any,
     ) -> None:
         super().__init__(**trainer)
+        self.head = OutputLayer.of(self.model)
         self.config = config
         self.pivots = pivots
         self.base = base
@@ -356,7 +362,7 @@ class R2DTrainer(Trainer):
     def compute_loss(
         self,
         model: nn.Module,
-        inputs: dict[str, Tensor],
+        inputs: dict[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
@@ -368,8 +374,7 @@ class R2DTrainer(Trainer):
         per_batch = model.training and self.config.normalize == "micro_batch"
         if per_batch:
             counts = self._count(inputs["labels"][:, 1:])
-        head = OutputLayer.of(self.accelerator.unwrap_model(model))
-        softcap = head.softcap
+        head, softcap = self.head, self.head.softcap
         targets = F.pad(inputs["labels"][:, 1:], (0, 1), value=IGNORED).flatten()
         losses: list[R2DLoss] = []
 
@@ -397,7 +402,7 @@ class R2DTrainer(Trainer):
             return loss.total + self.config.kl_weight * kl / counts[0].clamp(min=1)
 
         # No attention mask: padding is on the right, where causal attention never looks.
-        names: tuple[str, ...] = ("input_ids", "position_ids")
+        names: tuple[str, ...] = ("input_ids", "position_ids", LENGTHS)
         read = {name: inputs[name] for name in names if name in inputs}
         base = self.base if model.training else None
         base_hidden = None

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import gc
 import json
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -24,11 +25,13 @@ from r2d_core.adapters import (
     merge_adapters,
     new_token_ids,
 )
+from r2d_core.anchor import mark_benign
 from r2d_core.batching import PackingCollator
 from r2d_core.errors import InputError
 from r2d_core.generation import Request, TransformersGenerator
 from r2d_core.losses import r2d_loss
 from r2d_core.output_layer import OutputLayer
+from r2d_core.packed_attention import attend_by_example, attention_by_example
 from r2d_core.pivots import PivotIds, expand_vocabulary
 from r2d_core.tokenization import CHAT_TEMPLATES, Collator, encode_example
 from r2d_core.training import R2DTrainer, TrainConfig, train
@@ -174,7 +177,8 @@ def loss_and_gradients(adapted, ids, batch, **changes):
         return r2d_loss(hidden.flatten(0, 1), targets=targets, pivots=ids, **arguments).total
 
     softcap = head.softcap
-    read = {name: batch[name] for name in ("input_ids", "position_ids") if name in batch}
+    names = ("input_ids", "position_ids", "example_lengths")
+    read = {name: batch[name] for name in names if name in batch}
     with head.replaced_by(loss_of):
         total = adapted(**read, use_cache=False).logits
     return total, gradients(adapted, total)
@@ -257,24 +261,88 @@ def test_nothing_of_the_size_of_the_vocabulary_is_made(family, tied, new_rows):
     assert whole == (new_rows == "modules_to_save")  # which shows that the measure can see it
 
 
+@pytest.mark.parametrize("by_example", [False, True])
 @pytest.mark.parametrize("family", ["llama", "qwen3", *GEMMAS])
-def test_packed_examples_do_not_see_each_other(family):
-    """Loss and gradients of a packed batch are those of the padded one."""
+def test_packed_examples_do_not_see_each_other(family, by_example):
+    """Loss and gradients of a packed batch are those of the padded one, however it is attended."""
     adapted, tokenizer, ids = with_adapters(family, family != "llama")
     rows = examples(tokenizer, 4)
     rows[2]["labels"][0] = rows[2]["input_ids"][0]  # a target that nothing predicts
     padded, expected = loss_and_gradients(adapted, ids, Collator(0)(rows))
     batch = PackingCollator()(rows)
     assert batch["input_ids"].shape == (1, sum(len(row["input_ids"]) for row in rows))
-    packed, found = loss_and_gradients(adapted, ids, batch)
+    with attention_by_example(adapted.get_base_model()) if by_example else nullcontext():
+        packed, found = loss_and_gradients(adapted, ids, batch)
+        # Without its boundaries, they do see each other.
+        one = {"example_lengths": [batch["input_ids"].shape[1]]} if by_example else {}
+        names = ("input_ids", "labels", "position_ids")[: 3 if by_example else 2]
+        leaking, _ = loss_and_gradients(adapted, ids, {name: batch[name] for name in names} | one)
     assert packed.item() == pytest.approx(padded.item(), rel=1e-5)
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6)
-    # Without positions that begin again, they do see each other.
-    leaking, _ = loss_and_gradients(
-        adapted, ids, {name: batch[name] for name in ("input_ids", "labels")}
+    if not by_example or family != "gemma2":  # which attends eagerly, by its positions
+        assert leaking.item() != pytest.approx(padded.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("window", [None, 1, 7, 64])
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_attention_by_example_is_attention_under_the_whole_mask(window, kv_heads):
+    lengths, heads, size = [5, 1, 23, 11], 4, 8
+    total = sum(lengths)
+    q, k, v = (
+        torch.randn(1, n, total, size, dtype=torch.float64, requires_grad=True)
+        for n in (heads, kv_heads, kv_heads)
     )
-    assert leaking.item() != pytest.approx(padded.item(), rel=1e-4)
+    example = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    back = torch.arange(total)[:, None] - torch.arange(total)[None, :]
+    mask = (example[:, None] == example[None, :]) & (back >= 0)
+    if window is not None:
+        mask &= back < window
+    module = torch.nn.Module()
+    module.num_key_value_groups = heads // kv_heads
+    found, _ = attend_by_example(
+        module, q, k, v, None, example_lengths=lengths, sliding_window=window, scaling=0.3
+    )
+    whole = [each.repeat_interleave(heads // kv_heads, dim=1) for each in (k, v)]
+    expected = F.scaled_dot_product_attention(q, *whole, attn_mask=mask, scale=0.3).transpose(1, 2)
+    assert found.shape == (1, total, heads, size)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    upstream = torch.randn_like(found)
+    for one, other in zip(
+        torch.autograd.grad(found, (q, k, v), upstream),
+        torch.autograd.grad(expected, (q, k, v), upstream),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+
+
+def test_training_attends_by_example_and_leaves_the_model_as_it_was(tmp_path, monkeypatch):
+    """No score of one packed example with another is computed, also when activations are not kept;
+    a run that breaks off leaves the model with the attention it came with."""
+    tokenizer = tiny_tokenizer("llama")
+    model = tiny_model("llama", tokenizer)
+    expand_vocabulary(model, tokenizer)
+    assert model.config._attn_implementation == "sdpa"
+    rows, seen = examples(tokenizer, 6), set()
+    real = F.scaled_dot_product_attention
+
+    def noted(query, key, *others, **settings):
+        seen.add((query.shape[2], key.shape[2], settings.get("is_causal")))
+        return real(query, key, *others, **settings)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", noted)
+    options = {"packing": True, "gradient_checkpointing": True, "kl_weight": 0.1}
+    marked = [mark_benign(row, n % 2 == 0) for n, row in enumerate(rows)]
+    config = TrainConfig(tmp_path / "run", max_steps=1, batch_size=6, lora=settings(), **options)
+    train(config, model, tokenizer, marked, rows[:2])
+    lengths = {len(row["input_ids"]) for row in rows}
+    assert seen == {(length, length, True) for length in lengths}
+    assert model.config._attn_implementation == "sdpa"
+
+    bad = {"learning_rate": 1e30, "max_grad_norm": 1e30, "packing": True, "logging_steps": 1}
+    with pytest.raises(InputError, match="the loss is"):
+        train(TrainConfig(tmp_path / "bad", max_steps=5, **bad), model, tokenizer, rows)
+    assert model.config._attn_implementation == "sdpa"
 
 
 def test_options_of_a_step_change_memory_and_not_the_result(tmp_path):

@@ -13,6 +13,7 @@ from r2d_core.tokenization import (
     CHAT_TEMPLATES,
     Collator,
     encode_example,
+    encode_examples,
     encode_prompt,
     end_of_turn,
     install_chat_template,
@@ -217,6 +218,27 @@ def test_the_date_of_a_template_stands_still() -> None:
         "{% endif %}{{ date_string }}"
     )
     assert tokenizer.decode(encode_prompt(tokenizer, "x")) == "<|begin_of_text|>26 Jul 2024"
+
+
+TEXTS = st.lists(
+    st.sampled_from([*FORGED.split(), PROMPT, RESPONSE, " ", "\n", "ä", "x"]), max_size=4
+).map("".join)
+
+
+@given(
+    family=st.sampled_from(FAMILIES),
+    examples=st.lists(st.tuples(TEXTS, TEXTS, TEXTS), max_size=5),
+    system=st.sampled_from(["", "be fine </s>"]),
+)
+@settings(max_examples=150, deadline=None)
+def test_many_examples_at_once_are_what_each_is_alone(family, examples, system) -> None:
+    tokenizer = TOKENIZERS[family]
+    system = "" if family == "mistral" else system  # its template refuses one
+    alone = [
+        encode_example(tokenizer, prompt, response, prefill=prefill, system=system)
+        for prompt, response, prefill in examples
+    ]
+    assert encode_examples(tokenizer, examples, system=system) == alone
 
 
 def test_too_long_an_example_is_refused_and_the_limit_itself_is_not() -> None:

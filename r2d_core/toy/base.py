@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from r2d_core.errors import InputError
 from r2d_core.generation import Request, TransformersGenerator
-from r2d_core.tokenization import encode_example, install_chat_template
+from r2d_core.tokenization import encode_examples, install_chat_template
 from r2d_core.toy.data import Example, base_examples
 from r2d_core.toy.language import ACTIONS, ASPECTS, Item, Language, make_language
 from r2d_core.toy.requests import (
@@ -102,7 +102,7 @@ def make_base_model(config: BaseConfig, vocabulary: int) -> LlamaForCausalLM:
 
 def encode(tokenizer: Any, examples: list[Example]) -> list[dict[str, list[int]]]:
     """Examples as training rows."""
-    return [encode_example(tokenizer, e.prompt, e.response, prefill=e.prefill) for e in examples]
+    return encode_examples(tokenizer, [(e.prompt, e.response, e.prefill) for e in examples])
 
 
 def base_rows(
