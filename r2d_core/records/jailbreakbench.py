@@ -16,7 +16,7 @@ from typing import Any
 
 from r2d_core.errors import InputError
 from r2d_core.records.jsonl import Behavior, Completion, TestCase, Verdict, write_json_atomic
-from r2d_core.records.outcomes import SUCCESS, is_success
+from r2d_core.records.outcomes import NOT_ATTEMPTED, SUCCESS, is_success
 
 KEYS = ("parameters", "jailbreaks")
 COUNTS = ("number_of_queries", "queries_to_jailbreak", "prompt_tokens", "response_tokens")
@@ -234,7 +234,7 @@ def verdicts(found: Artifact) -> list[Verdict]:
             _id(row),
             _attack(found),
             str(found.parameters.get("evaluation_judge", "jailbreakbench")),
-            "not_attempted"
+            NOT_ATTEMPTED
             if row["prompt"] is None
             else "harmful"
             if row["jailbroken"]
