@@ -10,6 +10,7 @@ other settings is never written over: it is said, and stays.
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import hashlib
 import json
@@ -32,6 +33,7 @@ from r2d_core.attacks.journal import Journal, RecordedGenerator, digest
 from r2d_core.attacks.queries import Failure, ask
 from r2d_core.attacks.template_stripping import without_chat_template
 from r2d_core.checking import mismatch, unknown
+from r2d_core.cost import Cost, answer_costs
 from r2d_core.defenses import DEFENSES, refusal_filter
 from r2d_core.errors import InputError
 from r2d_core.generation import (
@@ -57,7 +59,7 @@ from r2d_core.judges import (
     judge_all,
 )
 from r2d_core.judges.strings import GCGStrings
-from r2d_core.over_refusal import refusal_rates, tells_refusals
+from r2d_core.over_refusal import read_or_bench, refusal_rates, tells_refusals
 from r2d_core.pivots import RETHINK, SAFE, UNSAFE
 from r2d_core.records import (
     Behavior,
@@ -65,6 +67,7 @@ from r2d_core.records import (
     TestCase,
     Verdict,
     make_artifact,
+    read_behaviors,
     read_jsonl,
     write_harmbench,
     write_json_atomic,
@@ -225,6 +228,19 @@ def make_judges(
         cache = Path(folder) / "progress" / "judges"
         made[name] = (JUDGES[name](reached.generator, reached.name, cache), reached.name)
     return made
+
+
+def any_behaviors(path: str | Path) -> list[Behavior]:
+    """Behaviors of a file: OR-Bench's where it has that suite's columns, else `read_behaviors`.
+
+    Raises InputError as those two do; OR-Bench's file says by its name whether it is benign.
+    """
+    try:
+        with Path(path).open(newline="", encoding="utf-8-sig") as file:
+            columns = next(csv.reader(file), [])
+    except (OSError, UnicodeDecodeError, csv.Error):  # `read_behaviors` says what is wrong
+        columns = []
+    return (read_or_bench if {*columns} == {"prompt", "category"} else read_behaviors)(path)
 
 
 def with_targets(behaviors: Sequence[Behavior], path: str | Path) -> list[Behavior]:
@@ -563,6 +579,36 @@ def judge_once(
     return _once(path, Verdict, settings, verdicts)
 
 
+def costs_once(
+    behaviors: Sequence[Behavior], reached: Reached, folder: str | Path, *, max_new_tokens: int
+) -> list[Cost]:
+    """What the model's answers to these behaviors cost (`answer_costs`), in ``folder/costs.json``.
+
+    They are asked directly, and for this alone: an answer taken from a file has no seconds.
+    """
+    path = Path(folder) / "costs.json"
+    settings = {
+        "behaviors": digest(repr(list(behaviors))),
+        "model": reached.name,
+        "max_new_tokens": max_new_tokens,
+    }
+    if path.is_file():
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+            if before["settings"] == settings:
+                return [Cost(**row) for row in before["costs"]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path}: damaged ({error}); delete it to have it made anew") from None
+        raise InputError(
+            f"{path} was made with another model, other behaviors or lengths; give another output "
+            "folder, or delete the file to have it made anew"
+        )
+    costs = answer_costs(reached.generator, behaviors, max_new_tokens)
+    rows = [dataclasses.asdict(cost) for cost in costs]
+    write_json_atomic(path, {"settings": settings, "costs": rows})
+    return costs
+
+
 def summary(
     behaviors: Sequence[Behavior], verdicts: Mapping[str, Sequence[Verdict]]
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -698,8 +744,8 @@ def _error(completion: Completion) -> str:
 
 def _no_verdict(judge: Judge, completion: Completion) -> Verdict:
     if _missing(completion):
-        nothing = dict.fromkeys(SCOPES, NOT_ATTEMPTED) | {"reasoning": ABSENT}
-        return Verdict(completion.behavior_id, completion.attack, judge.name, **nothing)
+        of, attack = completion.behavior_id, completion.attack
+        return Verdict(of, attack, judge.name, NOT_ATTEMPTED, ABSENT, NOT_ATTEMPTED)
     return Verdict(
         behavior_id=completion.behavior_id,
         attack=completion.attack,
