@@ -93,10 +93,12 @@ RAISED = "<think>The user asks for help with an ordinary task. [SAFE]"
 HOW = frozenset(
     {"batch_tokens", "device_map", "concurrency", "retries", "timeout_s", "cache",
      "api_key_variable", "gpu_memory_utilization", "tensor_parallel_size", "max_num_seqs",
-     "max_model_len"}
+     "max_model_len", "token", "hf_token", "cache_dir", "download_dir", "local_files_only"}
 )  # fmt: skip
-"""Settings of how a model is run: they change none of its answers but by rounding, and a run goes
-on under others."""
+"""Settings of how a model is fetched and run: they change none of its answers but by rounding, and
+a run goes on under others. They are in no name, and so is no key."""
+FROM_WHERE = ("revision", "subfolder", "token", "cache_dir", "local_files_only")
+"""Settings of a local model that its tokenizer is loaded with, too."""
 
 R = TypeVar("R", TestCase, Completion, Verdict)
 
@@ -164,7 +166,7 @@ def _reach(model: str, generator: str, judge: str, settings: Mapping[str, Any]) 
                 settings.setdefault("tokenizer", model)
             tokenizer = settings.pop("tokenizer", None)
             if tokenizer is not None:
-                tokenizer = settings["tokenizer"] = _tokenizer(tokenizer, judge)
+                tokenizer = settings["tokenizer"] = load_tokenizer(tokenizer, judge)
             if settings.get("cache") is not None:
                 settings["cache"] = Path(settings["cache"])
             server = OpenAIServerGenerator(model, **settings)
@@ -183,7 +185,8 @@ def _reach(model: str, generator: str, judge: str, settings: Mapping[str, Any]) 
         )
         if torch.cuda.is_available() and "device_map" not in settings:
             loaded = loaded.to("cuda")
-        tokenizer = _tokenizer(model, judge)
+        where = {name: settings[name] for name in FROM_WHERE if name in settings}
+        tokenizer = load_tokenizer(model, judge, **where)
         made = TransformersGenerator(loaded, tokenizer, **own)
         commit = getattr(loaded.config, "_commit_hash", None)  # which one the hub's name was
         return Reached(made, f"{named}@{commit}" if commit else named, loaded, tokenizer)
@@ -191,8 +194,12 @@ def _reach(model: str, generator: str, judge: str, settings: Mapping[str, Any]) 
         raise InputError(f"generator {generator!r}: {error}") from None
 
 
-def _tokenizer(model: str, judge: str) -> Any:
-    tokenizer = _loaded(model, AutoTokenizer.from_pretrained)
+def load_tokenizer(model: str, judge: str = "", **where: Any) -> Any:
+    """A model's tokenizer, with the chat template of ``judge`` where that has one of its own.
+
+    ``where`` are settings of `FROM_WHERE`. InputError when there is no such model.
+    """
+    tokenizer = _loaded(model, AutoTokenizer.from_pretrained, **where)
     if judge and getattr(JUDGES[judge], "chat_template", ""):
         install_judge_template(tokenizer, judge)
     return tokenizer

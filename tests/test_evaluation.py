@@ -411,6 +411,7 @@ def test_reaching_a_model(checkpoint: Path, tmp_path: Path) -> None:
         assert reach(str(checkpoint)).name != reached.name, name
         file.write_text(text)
     assert reach(str(checkpoint)).name == reached.name
+    assert reach(str(checkpoint), token="hf_secret").name == reached.name
     weights = checkpoint / "model.safetensors"
     before = weights.stat().st_mtime_ns
     os.utime(weights, ns=(before + 10**9, before + 10**9))
@@ -434,6 +435,21 @@ def test_reaching_a_model(checkpoint: Path, tmp_path: Path) -> None:
     assert len(names) == 3 and all(name.startswith(server.name) for name in names)
     with pytest.raises(InputError, match="attacker asks a model: give model"):
         reach_described("attacker", {"generator": "transformers"})
+
+
+def test_a_tokenizer_is_of_the_models_revision(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+    loaded = evaluation._loaded
+
+    def load(model: str, load: Any, **settings: Any) -> Any:
+        asked.append(settings)
+        return loaded(model, load)
+
+    monkeypatch.setattr(evaluation, "_loaded", load)
+    assert '"revision": "abc"' in reach(str(checkpoint), revision="abc").name
+    assert [settings.get("revision") for settings in asked] == ["abc", "abc"]
 
 
 def test_judges_and_their_models(checkpoint: Path, tmp_path: Path) -> None:
