@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 from tqdm.auto import tqdm
 
 from r2d_core.errors import InputError
-from r2d_core.generation import Generator, Request
+from r2d_core.generation import Generation, Generator, Request, answer_each
 from r2d_core.judges.answers import Answers, question_key
 from r2d_core.judges.judge import ABSENT, SCOPES, UNPARSABLE, parts_of
 from r2d_core.judges.prompts import prompt_text
@@ -207,22 +207,10 @@ class ModelJudge:
 
     def _ask_batch(self, batch: Mapping[str, Request]) -> dict[str, Exception]:
         """Put the answers into the cache; what was raised, by key."""
-        try:
-            self.answers.add(self._generate(batch))
-            return {}
-        except InputError:
-            raise
-        except Exception as raised:
-            if len(batch) == 1:
-                return dict.fromkeys(batch, raised)
-        found: dict[str, Exception] = {}
-        for key, request in batch.items():
-            found |= self._ask_batch({key: request})
-        return found
-
-    def _generate(self, batch: Mapping[str, Request]) -> dict[str, str]:
-        made = self.generator.generate(list(batch.values()), self.max_new_tokens)
-        return {key: each.text for key, each in zip(batch, made, strict=True)}
+        answers = answer_each(self.generator, list(batch.values()), self.max_new_tokens)
+        made = dict(zip(batch, answers, strict=True))
+        self.answers.add({k: each.text for k, each in made.items() if isinstance(each, Generation)})
+        return {key: each for key, each in made.items() if isinstance(each, Exception)}
 
 
 def first_word(raw: str) -> str:
