@@ -1,4 +1,7 @@
-"""Files of records, whatever their format: what a file is, its content says."""
+"""Files of records, whatever their format: what a file is, its content says.
+
+Of JailbreakBench's tables, whose harmful and benign ones look alike, its name or ``kind``.
+"""
 
 from __future__ import annotations
 
