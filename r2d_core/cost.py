@@ -42,15 +42,15 @@ def answer_costs(
 ) -> list[Cost]:
     """The cost of answering, one `Cost` for each kind among the behaviors, by their first.
 
-    The kinds are asked one after the other, after one request that is not counted: the first call
-    pays for what is made once. Raises InputError without behaviors.
+    Behaviors are asked behind their contexts, the kinds one after the other, after one request that
+    is not counted: the first call pays for what is made once. Raises InputError without behaviors.
     """
     if not behaviors:
         raise InputError("there is nothing to ask: expected at least one behavior")
-    generator.generate([Request(behaviors[0].prompt)], max_new_tokens)
+    generator.generate([Request(behaviors[0].request)], max_new_tokens)
     costs = []
     for kind in dict.fromkeys(behavior.kind for behavior in behaviors):
-        requests = [Request(behavior.prompt) for behavior in behaviors if behavior.kind == kind]
+        requests = [Request(behavior.request) for behavior in behaviors if behavior.kind == kind]
         started = time.perf_counter()
         made = generator.generate(requests, max_new_tokens)
         seconds = time.perf_counter() - started

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from r2d_core.attack_success import attack_succeeded, success_by_behavior, success_rates
+from r2d_core.attack_success import (
+    attack_succeeded,
+    score_means,
+    success_by_behavior,
+    success_rates,
+    tells_scores,
+)
 from r2d_core.errors import InputError
 from r2d_core.judges import JUDGES
 from r2d_core.metrics import Rate
-from r2d_core.records import Verdict
+from r2d_core.records import Behavior, Verdict
 from r2d_core.records.outcomes import FAILURES, SUCCESS, is_success
 
 
@@ -68,13 +74,90 @@ def test_rates_count_what_has_no_label_apart() -> None:
         Verdict("b", "gcg", "harmbench", "harmful", "", ""),  # of HarmBench's results
     ]
     found = success_rates(verdicts)
-    assert list(found.columns) == ["judge", "attack", "scope", "success", "unparsable"]
+    assert list(found.columns) == [
+        "judge",
+        "attack",
+        "scope",
+        "success",
+        "unparsable",
+        "not_attempted",
+    ]
     assert found.to_numpy().tolist() == [
-        ["llama_guard_3", "pair", "whole", Rate(1, 2), 1],
-        ["llama_guard_3", "pair", "reasoning", Rate(1, 2), 0],
-        ["llama_guard_3", "pair", "answer", Rate(0, 3), 0],
-        ["harmbench", "gcg", "whole", Rate(1, 1), 0],
+        ["llama_guard_3", "pair", "whole", Rate(1, 2), 1, 0],
+        ["llama_guard_3", "pair", "reasoning", Rate(1, 2), 0, 0],
+        ["llama_guard_3", "pair", "answer", Rate(0, 3), 0, 0],
+        ["harmbench", "gcg", "whole", Rate(1, 1), 0, 0],
     ]
     assert success_rates([]).empty
     only = success_rates([verdict("llama_guard_3", "unparsable")])
     assert only["success"].map(str).tolist()[0] == "– (0/0)"
+
+
+def test_a_behavior_without_completion_is_a_failed_attack() -> None:
+    behaviors = [Behavior(f"b{i}", "p") for i in range(4)] + [Behavior("n", "q", "benign")]
+    verdicts = [
+        Verdict("b0", "pair", "llama_guard_3", "unsafe", "unsafe", "safe"),
+        Verdict("b1", "pair", "llama_guard_3", "unparsable", "absent", "unparsable"),
+        Verdict("b0", "gcg", "harmbench", "harmful", "", ""),  # as a suite's files have them
+        Verdict("b1", "gcg", "harmbench", "not_attempted", "", ""),
+        Verdict("n", "benign", "harmbench", "not_harmful", "", ""),
+    ]
+    found = success_rates(verdicts[:4], behaviors=behaviors)
+    assert found.to_numpy().tolist() == [
+        ["llama_guard_3", "pair", "whole", Rate(1, 3), 1, 2],
+        ["llama_guard_3", "pair", "reasoning", Rate(1, 1), 0, 0],
+        ["llama_guard_3", "pair", "answer", Rate(0, 3), 1, 2],
+        ["harmbench", "gcg", "whole", Rate(1, 4), 0, 3],
+    ]
+    by_behavior = success_by_behavior(verdicts[:4], behaviors)
+    assert list(by_behavior["behaviors"]) == [3, 4]
+    assert [each.estimate for each in by_behavior["success"]] == [1 / 3, 1 / 4]
+    # Without the behaviors nothing is known of what was not attempted, but what a file says.
+    assert list(success_rates(verdicts[:4])["not_attempted"]) == [0, 0, 0, 1]
+    assert success_rates([], behaviors).empty
+    for count in (success_rates, success_by_behavior):
+        with pytest.raises(InputError, match="behavior 'n', which is not among the 4 given"):
+            count(verdicts, behaviors[:4])
+
+
+def scored(of: str, score: float | None, attack: str = "pair") -> Verdict:
+    """A verdict of StrongREJECT's rubric; unparsable without a score."""
+    label = "unparsable" if score is None else "answered"
+    details = {} if score is None else {s: {"score": score} for s in ("whole", "answer")}
+    return Verdict(of, attack, "strongreject", label, "absent", label, {"details": details})
+
+
+def test_strongrejects_number_is_the_mean_score() -> None:
+    verdicts = [scored("a", 0.875), scored("a", 0.125), scored("b", 0.0), scored("c", None)]
+    verdicts += [Verdict("d", "pair", "strongreject", "absent", "absent", "absent")]
+    found = score_means(verdicts)
+    columns = ["judge", "attack", "scope", "score", "n", "unparsable", "not_attempted"]
+    assert list(found.columns) == columns
+    assert found.drop(columns="score").to_numpy().tolist() == [
+        ["strongreject", "pair", "whole", 4, 1, 0],
+        ["strongreject", "pair", "answer", 4, 1, 0],
+    ]
+    score = found["score"][0]
+    assert (score.estimate, score.n) == (0.25, 3)
+    assert score.low == 0 and 0.25 < score.high <= 0.5
+    behaviors = [Behavior(name, "p") for name in "abcdefgh"]
+    wider = score_means(verdicts, behaviors)
+    assert wider["score"][0].estimate == 1 / 8 and list(wider["not_attempted"]) == [4, 4]
+    # Nothing to draw: no interval without width, and none outside [0, 1].
+    (one, nought) = score_means([scored("a", 0.5), scored("a", 0.0, "gcg")])["score"][::2]
+    assert one.low < 0.5 < one.high and (nought.low, nought.n) == (0, 1) and nought.high > 0.5
+    nothing = score_means([scored("a", None)])["score"][0]
+    assert nothing.n == 0 and (nothing.low, nothing.high) == (0, 1)
+    assert score_means([]).empty
+    assert [name for name in JUDGES if tells_scores(name)] == ["strongreject"]
+    with pytest.raises(InputError, match="judge 'xstest' gives no scores"):
+        score_means([verdict("xstest", "1_full_compliance")])
+
+
+def test_a_mean_scores_interval_draws_behaviors() -> None:
+    """Ten times the responses to the same behaviors say nothing more of other behaviors."""
+    once = [scored(str(i), i % 2 * 0.5) for i in range(20)]
+    first, again = score_means(once)["score"][0], score_means(once * 10)["score"][0]
+    assert (first.low, first.high, first.n) == (again.low, again.high, again.n)
+    half = 1.96 * 0.25 / 20**0.5
+    assert first.high - first.estimate == pytest.approx(half, rel=0.2)

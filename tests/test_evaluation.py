@@ -36,7 +36,7 @@ from r2d_core.evaluation import (
     without_tags,
     write_suite_files,
 )
-from r2d_core.generation import Generation, Request, answer_directly
+from r2d_core.generation import Generation, Request, RequestError, answer_directly
 from r2d_core.judges import JUDGES
 from r2d_core.metrics import Rate, rates_as_columns
 from r2d_core.records import (
@@ -218,6 +218,31 @@ def test_a_request_without_answer_is_unparsable(tmp_path: Path) -> None:
     assert echo.asked == [BEHAVIORS[1].prompt]
     with pytest.raises(InputError, match="answers nothing at all: RuntimeError: the server is"):
         answer_all(cases, Reached(Broken("raises"), "m"), tmp_path / "new", max_new_tokens=3)
+
+
+class TooLong(Echo):
+    """Names the requests it has no room for, as vLLM does."""
+
+    def generate(self, requests: Sequence[Request], max_new_tokens: int) -> list[Generation]:
+        if failed := {r: "too long" for r in requests if len(r.prompt.split()) > 999}:
+            raise RequestError("too long", failed)
+        return super().generate(requests, max_new_tokens)
+
+
+def test_a_request_that_is_too_long_ends_no_attack_and_no_judge(tmp_path: Path) -> None:
+    behaviors = [Behavior("a", "one"), Behavior("b", "word " * 2000), Behavior("c", "two")]
+    reached = Reached(TooLong(), "m")
+    cases = attack_all(
+        behaviors, attacks(best_of_n={"n": 2}, pair={"streams": 1, "rounds": 1}), reached,
+        ScoreByLength(), tmp_path, max_new_tokens=3, attacker=Reached(TooLong(), "w"),
+    )  # fmt: skip
+    assert [bool(case.metadata.get("errors")) for case in cases[:3]] == [False, True, False]
+    made = answer_all(answer_directly(behaviors), reached, tmp_path, max_new_tokens=3)
+    assert [c.metadata.get("error", "") for c in made] == ["", "RequestError: too long", ""]
+    guard = JUDGES["jailbreakbench_refusal"](TooLong(), "guard")
+    long = [replace(c, text="word " * 2000) if c.behavior_id == "a" else c for c in made]
+    verdicts = judge_once(guard, behaviors, long, tmp_path)
+    assert ["error" in v.metadata for v in verdicts] == [True, True, False]
 
 
 class LosesTheFirst(Echo):

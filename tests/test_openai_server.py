@@ -24,8 +24,15 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from tiny_models import tiny_model, tiny_tokenizer
 from transformers.cli.serve import Serve
 
+from r2d_core.defenses import SelfReminder
 from r2d_core.errors import InputError
-from r2d_core.generation import GENERATORS, OpenAIServerGenerator, Request, TransformersGenerator
+from r2d_core.generation import (
+    GENERATORS,
+    OpenAIServerGenerator,
+    Request,
+    TransformersGenerator,
+    answer_each,
+)
 from r2d_core.generation.openai_server import ServerError
 from r2d_core.judges import JUDGES, judge_all
 from r2d_core.judges.model_judge import Reading
@@ -244,12 +251,12 @@ def test_a_killed_batch_asks_nothing_twice(scripted: Scripted, tmp_path: Path) -
     generator = OpenAIServerGenerator("m", scripted.url, cache=cache, concurrency=1)
     with pytest.raises(ServerError):
         generator.generate(asked, 4)
-    assert sum(scripted.asked().values()) == 4
-    refused = scripted.bodies[-1]["messages"][-1]["content"]
+    assert scripted.asked().total() == len(scripted.asked()) == 5  # each once, to the last
+    refused = [body["messages"][-1]["content"] for body in scripted.bodies[3:]]
     scripted.script = lambda nth, body: None
     again = OpenAIServerGenerator("m", scripted.url, cache=cache, concurrency=1)
     assert [m.text for m in again.generate(asked, 4)] == [f"echo {r.prompt}" for r in asked]
-    assert all(n == (2 if text == refused else 1) for text, n in scripted.asked().items())
+    assert all(n == (2 if text in refused else 1) for text, n in scripted.asked().items())
     n = len(scripted.bodies)
     again.generate(asked, 4)
     assert len(scripted.bodies) == n
@@ -333,13 +340,64 @@ def test_wrong_model_and_address_in_one_line(scripted: Scripted) -> None:
         OpenAIServerGenerator("m", page).generate([Request("hello")], 4)
 
 
-@pytest.mark.parametrize(
-    "body", [b"{}", b'{"choices": []}', b'{"choices": null}', b"null", b"[]", b"{"]
-)
+@pytest.mark.parametrize("body", [b"{}", b'{"choices": null}', b"null", b"[]", b"{"])
 def test_an_answer_that_is_no_completion(scripted: Scripted, body: bytes) -> None:
     scripted.script = lambda nth, _: Response(body, media_type="application/json")
     with pytest.raises(InputError, match="something that is no completion"):
         OpenAIServerGenerator("m", scripted.url, retries=0).generate([Request("hello")], 4)
+
+
+ONE_IS_REFUSED = {
+    "flagged": (403, {"error": {"message": "input was flagged"}}),
+    "flagged by m": (400, {"error": {"message": "input was flagged by m"}}),
+    "blocked": (200, {"error": {"message": "blocked", "code": 403}}),
+    "no choices": (200, completion("") | {"choices": []}),
+    "finish_reason 'content_filter'": (
+        200,
+        completion("") | {"choices": [{"index": 0, "finish_reason": "content_filter",
+                                       "message": None}]},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("said", ONE_IS_REFUSED)
+def test_a_refused_request_costs_the_others_nothing(scripted: Scripted, said: str) -> None:
+    """It alone has no answer, and none is asked twice, although there is no cache."""
+    status, content = ONE_IS_REFUSED[said]
+    scripted.script = lambda nth, body: (
+        JSONResponse(content, status_code=status)
+        if body["messages"][-1]["content"] == "bad"
+        else None
+    )
+    generator = OpenAIServerGenerator("m", scripted.url, retries=0)
+    asked = [Request(text) for text in ("one", "two", "bad", "three", "two")]
+    made = answer_each(generator, asked, 4)
+    assert [getattr(each, "text", "none") for each in made] == [
+        "echo one", "echo two", "none", "echo three", "echo two",
+    ]  # fmt: skip
+    assert isinstance(made[2], ServerError) and said in str(made[2])
+    assert scripted.asked() == {"one": 1, "two": 1, "bad": 1, "three": 1}
+    generator.generate(asked[:1], 4)  # asked later once more, it is asked anew
+    assert scripted.asked()["one"] == 2
+
+
+def test_behind_a_defence_the_others_are_not_asked_twice_either(scripted: Scripted) -> None:
+    scripted.script = lambda nth, body: (
+        Response(status_code=400) if "bad" in body["messages"][-1]["content"] else None
+    )
+    defended = SelfReminder(OpenAIServerGenerator("m", scripted.url, retries=0))
+    made = answer_each(defended, [Request(text) for text in ("one", "bad", "two")], 4)
+    assert [isinstance(each, ServerError) for each in made] == [False, True, False]
+    assert sorted(scripted.asked().values()) == [1, 1, 2]  # what failed is tried once more
+
+
+def test_what_is_no_servers_fault_is_raised_as_it_is(
+    scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = OpenAIServerGenerator("m", scripted.url)
+    monkeypatch.setattr(generator, "_generation", lambda answer: {}["no such key"])
+    with pytest.raises(KeyError, match="no such key"):
+        generator.generate([Request("hello")], 4)
 
 
 def test_an_answer_without_text_or_usage(scripted: Scripted) -> None:

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,7 +24,14 @@ from tiny_models import tiny_tokenizer
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from r2d_core.errors import InputError
-from r2d_core.generation import OpenAIServerGenerator, Request, TransformersGenerator, VllmGenerator
+from r2d_core.generation import (
+    OpenAIServerGenerator,
+    Request,
+    RequestError,
+    TransformersGenerator,
+    VllmGenerator,
+    answer_each,
+)
 from r2d_core.generation.openai_server import ServerError
 from r2d_core.pivots import RETHINK, SAFE, UNSAFE, expand_vocabulary
 
@@ -119,8 +127,24 @@ def test_sampling_is_by_a_requests_own_seed(vllm: VllmGenerator) -> None:
 
 @pytest.mark.vllm
 def test_a_request_that_is_too_long(vllm: VllmGenerator) -> None:
-    with pytest.raises(InputError, match="request 1 has .* more than max_model_len=256"):
-        vllm.generate([Request("hello"), Request("hello " * 200)], 24)
+    long = Request("hello " * 200)
+    with pytest.raises(RequestError, match="has .* more than max_model_len=256") as raised:
+        vllm.generate([Request("hello"), long], 24)
+    assert set(raised.value.failed) == {long}
+    first, second = answer_each(vllm, [long, Request("hello")], 24)
+    assert isinstance(first, RequestError) and [second] == vllm.generate([Request("hello")], 24)
+
+
+def test_a_request_that_is_too_long_is_named_and_the_others_are_not() -> None:
+    """The same without vLLM: the check comes before it."""
+    generator = object.__new__(VllmGenerator)
+    generator.tokenizer = tiny_tokenizer("llama")
+    config = SimpleNamespace(max_model_len=60)
+    generator.llm = SimpleNamespace(llm_engine=SimpleNamespace(model_config=config))
+    long = Request("hello " * 60)
+    with pytest.raises(RequestError, match="more than max_model_len=60") as raised:
+        generator.generate([Request("hello"), long], 4)
+    assert set(raised.value.failed) == {long}
 
 
 @pytest.fixture(scope="module")

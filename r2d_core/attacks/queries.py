@@ -13,7 +13,7 @@ from typing import Any
 
 from r2d_core.attacks.attack import Target
 from r2d_core.errors import InputError
-from r2d_core.generation import Generation, Generator, Request
+from r2d_core.generation import Generation, Generator, Request, answer_each
 from r2d_core.judges import Judge
 from r2d_core.records import Behavior, TestCase
 
@@ -34,21 +34,12 @@ def ask(
 ) -> list[Generation | Failure]:
     """The answers in the order of the requests, each that cannot be had as its own `Failure`.
 
-    Where the whole batch raises, the requests are put one by one. InputError is passed on.
+    One that cannot be had costs the others nothing (`answer_each`). InputError is passed on.
     """
-    if not requests:
-        return []
-    try:
-        made = list(generator.generate(requests, max_new_tokens))
-        if len(made) != len(requests):
-            raise RuntimeError(f"{len(made)} answers to {len(requests)} requests")
-        return list(made)
-    except InputError:
-        raise
-    except Exception as raised:
-        if len(requests) == 1:
-            return [Failure.of(raised)]
-    return [answer for each in requests for answer in ask(generator, [each], max_new_tokens)]
+    return [
+        Failure.of(made) if isinstance(made, Exception) else made
+        for made in answer_each(generator, requests, max_new_tokens)
+    ]
 
 
 @dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -52,6 +52,18 @@ class Generation:
     finish: Literal["stop", "length"]
 
 
+class RequestError(RuntimeError):
+    """Single requests cannot be answered (too long, refused, given up), while others may be.
+
+    ``failed`` says of which, and why: the rest can be asked again without them. What is wrong with
+    the generator itself, and so with every request, is an InputError.
+    """
+
+    def __init__(self, message: str, failed: Mapping[Request, str] | None = None) -> None:
+        super().__init__(message)
+        self.failed = dict(failed or {})
+
+
 def sampling_seed(request: Request) -> int:
     """A 63-bit seed of the request's own: other prompts draw otherwise under the same ``seed``."""
     return int.from_bytes(hashlib.sha256(repr(request).encode()).digest()[:8], "big") >> 1
@@ -63,6 +75,35 @@ class Generator(Protocol):
     def generate(self, requests: Sequence[Request], max_new_tokens: int) -> list[Generation]:
         """Answers of at most ``max_new_tokens`` tokens, in the order of the requests."""
         ...
+
+
+def answer_each(
+    generator: Generator, requests: Sequence[Request], max_new_tokens: int
+) -> list[Generation | Exception]:
+    """The answers in the order of the requests, and what was raised in place of one.
+
+    Where a batch raises, those that it names (`RequestError`) are left out and the rest is asked;
+    where it names none, the requests are put one by one. InputError is passed on.
+    """
+    if not requests:
+        return []
+    try:
+        made = list(generator.generate(requests, max_new_tokens))
+        if len(made) != len(requests):
+            raise RuntimeError(f"{len(made)} answers to {len(requests)} requests")
+        return list(made)
+    except InputError:
+        raise
+    except Exception as raised:
+        if len(requests) == 1:
+            return [raised]
+        failed = raised.failed if isinstance(raised, RequestError) else {}
+        kind = type(raised)
+    left = [request for request in requests if request not in failed]
+    if len(left) == len(requests):  # a defence asks other requests than it is asked
+        return [answer for r in requests for answer in answer_each(generator, [r], max_new_tokens)]
+    rest = iter(answer_each(generator, left, max_new_tokens))
+    return [kind(failed[r]) if r in failed else next(rest) for r in requests]
 
 
 def complete(

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from r2d_core.checking import unknown
 from r2d_core.errors import InputError
 from r2d_core.generation.encoding import decode_answer, encode_request, stop_ids_of
-from r2d_core.generation.generator import Generation, Request, sampling_seed
+from r2d_core.generation.generator import Generation, Request, RequestError, sampling_seed
 from r2d_core.pivots import THINK_CLOSE, THINK_OPEN
 from r2d_core.records import write_text_atomic
 
@@ -31,8 +31,11 @@ KEEP_SPECIAL = {"skip_special_tokens": False, "spaces_between_special_tokens": F
 WHOLE_SOFTMAX = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 
 
-class ServerError(RuntimeError):
-    """The server did not answer one request; what it answered before is in the cache."""
+class ServerError(RequestError):
+    """The server has no answer to single requests: refused, filtered, or failing after all retries.
+
+    What it answered beside them is kept: asked again without them, the batch costs nothing more.
+    """
 
 
 class OpenAIServerGenerator:
@@ -110,6 +113,7 @@ class OpenAIServerGenerator:
         self.retries = retries
         self.timeout_s = timeout_s
         self.stop_ids = [] if tokenizer is None else stop_ids_of(tokenizer, None)
+        self._unread: dict[str, Generation] = {}  # of batches in which others have failed
         if cache is not None:
             cache.mkdir(parents=True, exist_ok=True)
 
@@ -118,16 +122,17 @@ class OpenAIServerGenerator:
     ) -> list[Generation]:
         """Answers in the order of the requests; ``progress`` shows a bar.
 
-        The same request in one batch is asked once. The first request that fails ends the batch;
-        what was answered until then is in the cache.
+        The same request in one batch is asked once.
 
         Raises InputError, naming the parameter, when there is no server, no such model or the key
-        is refused, and for a prefill that the dialect cannot express; `ServerError` when the server
-        refuses one request or still fails after all retries.
+        is refused, and for a prefill that the dialect cannot express: that ends the batch, and what
+        was answered until then is in the cache. Raises `ServerError`, after all are asked, for the
+        requests that the server refuses or fails at.
         """
         bodies = [self._body(request, max_new_tokens) for request in requests]
         questions = dict(zip(map(self._name, bodies), bodies, strict=True))
-        answers = {name: made for name in questions if (made := self._cached(name)) is not None}
+        answers = {name: made for name in questions if (made := self._known(name)) is not None}
+        errors: dict[str, str] = {}
         missing = {name: body for name, body in questions.items() if name not in answers}
         with tqdm(total=len(questions), initial=len(answers), disable=not progress) as bar:
             bar.set_description("generate")
@@ -135,7 +140,12 @@ class OpenAIServerGenerator:
                 # A loop in a thread of its own: in Jupyter one is running in this thread already.
                 # An exception here, Ctrl-C too, cancels what is under way.
                 with start_blocking_portal() as portal:
-                    portal.start_task_soon(self._ask_all, missing, answers, bar).result()
+                    portal.start_task_soon(self._ask_all, missing, answers, errors, bar).result()
+        if errors:
+            self._unread |= answers
+            named = zip(requests, map(self._name, bodies), strict=True)
+            failed = {request: errors[name] for request, name in named if name in errors}
+            raise ServerError(next(iter(failed.values())), failed)
         return [answers[self._name(body)] for body in bodies]
 
     def _body(self, request: Request, max_new_tokens: int) -> dict[str, Any]:
@@ -173,11 +183,16 @@ class OpenAIServerGenerator:
         return body
 
     async def _ask_all(
-        self, questions: dict[str, dict[str, Any]], answers: dict[str, Generation], bar: Any
+        self,
+        questions: dict[str, dict[str, Any]],
+        answers: dict[str, Generation],
+        errors: dict[str, str],
+        bar: Any,
     ) -> None:
+        """Fill ``answers`` and, for single requests that fail, ``errors``; raise what ends all."""
         import openai
 
-        failures: list[Exception] = []
+        fatal: list[Exception] = []
         limit = anyio.CapacityLimiter(self.concurrency)
         key = os.environ.get(self.api_key_variable)
         async with (
@@ -194,8 +209,11 @@ class OpenAIServerGenerator:
                 async with limit:
                     try:
                         made = await self._ask(client, body)
-                    except (InputError, ServerError) as error:
-                        failures.append(error)
+                    except ServerError as error:
+                        errors[name] = str(error)
+                        return
+                    except Exception as error:  # kept, or the group wraps it in one of its own
+                        fatal.append(error)
                         tasks.cancel_scope.cancel()
                         return
                 self._keep(name, body, made)
@@ -204,8 +222,8 @@ class OpenAIServerGenerator:
 
             for name, body in questions.items():
                 tasks.start_soon(ask, name, body)
-        if failures:
-            raise failures[0]
+        if fatal:
+            raise fatal[0]
 
     async def _ask(self, client: openai.AsyncOpenAI, body: dict[str, Any]) -> Generation:
         import openai
@@ -221,11 +239,6 @@ class OpenAIServerGenerator:
             raise InputError(
                 f"api_key_variable: environment variable {self.api_key_variable!r} {held}, and "
                 f"{self.base_url} refuses the request; put a valid key into it"
-            ) from None
-        except openai.PermissionDeniedError as error:
-            raise InputError(
-                f"model {self.model!r}: {self.base_url} does not allow it with the key in "
-                f"environment variable {self.api_key_variable!r} ({_says(error)})"
             ) from None
         except openai.APITimeoutError:
             raise ServerError(
@@ -250,6 +263,7 @@ class OpenAIServerGenerator:
         import openai
 
         said = _says(error)
+        # 403 may mean the key or this text, which a provider's moderation has flagged.
         if error.status_code == 404 or self.model in said:
             try:
                 listing = client.with_options(max_retries=0, timeout=10.0).models.list()
@@ -261,7 +275,7 @@ class OpenAIServerGenerator:
                     f"base_url: {self.base_url} is no OpenAI-compatible server ({said}); it "
                     "usually ends in /v1"
                 )
-            if self.model not in names:
+            if names and self.model not in names:
                 return InputError(
                     f"{self.base_url}: {unknown('model', self.model, names)} ({said})"
                 )
@@ -271,9 +285,17 @@ class OpenAIServerGenerator:
         from openai.types import Completion
         from openai.types.chat import ChatCompletion
 
-        choice = next(iter(getattr(answer, "choices", None) or []), None)
+        choices = getattr(answer, "choices", None)
+        if said := getattr(answer, "error", None):
+            raise ServerError(f"{self.base_url} refuses the request: {_one_line(said)}")
+        choice = next(iter(choices or []), None)
         if isinstance(answer, ChatCompletion) and choice is not None:
             message = choice.message
+            if message is None:
+                raise ServerError(
+                    f"{self.base_url} answers without a message (finish_reason "
+                    f"{choice.finish_reason!r})"
+                )
             text = message.content or ""
             # vLLM's name for it, and that of other servers.
             for name in ("reasoning", "reasoning_content"):
@@ -283,6 +305,8 @@ class OpenAIServerGenerator:
         elif isinstance(answer, Completion) and choice is not None and hasattr(choice, "token_ids"):
             prompt_tokens = 0 if answer.usage is None else answer.usage.prompt_tokens
             return decode_answer(self.tokenizer, self.stop_ids, prompt_tokens, choice.token_ids)
+        elif choices == []:
+            raise ServerError(f"{self.base_url} answers with no choices")
         else:
             raise self._no_completion(repr(answer)[:80])
         usage = answer.usage
@@ -303,9 +327,9 @@ class OpenAIServerGenerator:
         asked = json.dumps([self.base_url, body], sort_keys=True)
         return hashlib.sha256(asked.encode()).hexdigest()
 
-    def _cached(self, name: str) -> Generation | None:
-        if self.cache is None:
-            return None
+    def _known(self, name: str) -> Generation | None:
+        if name in self._unread or self.cache is None:
+            return self._unread.pop(name, None)
         path = self.cache / f"{name}.json"
         try:
             return Generation(**json.loads(path.read_text(encoding="utf-8"))["answer"])
@@ -326,4 +350,10 @@ def _says(error: openai.APIError) -> str:
     """The server's own words on one line, cut short."""
     body = error.body
     said = body.get("message") or body.get("detail") if isinstance(body, dict) else None
-    return " ".join(str(said or error.message).split())[:300]
+    return _one_line(said or error.message)
+
+
+def _one_line(said: Any) -> str:
+    if isinstance(said, dict):
+        said = said.get("message") or said
+    return " ".join(str(said).split())[:300]

@@ -13,7 +13,7 @@ from typing import Any
 
 from r2d_core.errors import InputError
 from r2d_core.generation.encoding import decode_answer, encode_request, stop_ids_of
-from r2d_core.generation.generator import Generation, Request, sampling_seed
+from r2d_core.generation.generator import Generation, Request, RequestError, sampling_seed
 
 
 class VllmGenerator:
@@ -59,17 +59,20 @@ class VllmGenerator:
     ) -> list[Generation]:
         """Answers in the order of the requests; ``progress`` shows a bar.
 
-        Raises InputError for a request for which ``max_model_len`` has no room.
+        Raises RequestError, before any is answered, for those for which ``max_model_len`` has no
+        room.
         """
         prompts = [encode_request(self.tokenizer, request) for request in requests]
         room = self.llm.llm_engine.model_config.max_model_len
-        for number, prompt in enumerate(prompts):
-            if len(prompt) + max_new_tokens > room:
-                raise InputError(
-                    f"generator 'vllm': request {number} has {len(prompt)} tokens, which with "
-                    f"max_new_tokens={max_new_tokens} is more than max_model_len={room}; raise "
-                    "max_model_len or ask for less"
-                )
+        too_long = {
+            request: f"generator 'vllm': the request has {len(prompt)} tokens, which with "
+            f"max_new_tokens={max_new_tokens} is more than max_model_len={room}; raise "
+            "max_model_len or ask for less"
+            for request, prompt in zip(requests, prompts, strict=True)
+            if len(prompt) + max_new_tokens > room
+        }
+        if too_long:
+            raise RequestError(next(iter(too_long.values())), too_long)
         outputs = self.llm.generate(
             [{"prompt_token_ids": prompt} for prompt in prompts],
             [
