@@ -54,12 +54,12 @@ from pathlib import Path
 
 import pandas as pd
 from IPython.display import HTML, Markdown, display
-from transformers import AutoTokenizer
 
 from r2d_core import plots
 from r2d_core.datasets import describe, read_trajectories, summarize, training_rows
 from r2d_core.decontamination import Thresholds, compare
 from r2d_core.errors import InputError
+from r2d_core.evaluation import load_tokenizer
 from r2d_core.judges import JUDGES
 from r2d_core.pivots import UNSAFE, expand_vocabulary
 from r2d_core.provenance import footer_html, provenance
@@ -88,10 +88,17 @@ if not all(mapping.values()):
     raise InputError(
         f"parameter 'columns': expected pairs like 'instruction:prompt', got {columns}"
     )
+if source and not tokenizer:
+    raise InputError("parameter 'tokenizer': a source needs one, a name on the hub or a folder")
 folder = Path(output_dir)
 language = make_language(world_seed)
 splits = make_splits(language, world_seed)
 judge = ToyJudge(language)
+if tokenizer:
+    counting = load_tokenizer(tokenizer)
+else:
+    counting = make_tokenizer(language)
+    expand_vocabulary(make_base_model(BaseConfig(hidden_size=16), len(counting)), counting)
 
 # %% [markdown]
 # ## Is the test in the training data?
@@ -271,13 +278,6 @@ def damaged(rows):
     return "\n".join(lines) + "\n"
 
 
-if source and not tokenizer:
-    raise InputError("parameter 'tokenizer': a source needs one, a name on the hub or a folder")
-if tokenizer:
-    counting = AutoTokenizer.from_pretrained(tokenizer)
-else:
-    counting = make_tokenizer(language)
-    expand_vocabulary(make_base_model(BaseConfig(hidden_size=16), len(counting)), counting)
 longest = max_length or (4096 if source else 64)
 reading = source
 if not source:

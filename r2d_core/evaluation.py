@@ -138,7 +138,7 @@ def _reach(model: str, generator: str, judge: str, settings: Mapping[str, Any]) 
                         f"judge {judge!r}: a server would wrap its published prompt once more; "
                         "give dialect 'vllm', which takes it as it is"
                     )
-                settings["tokenizer"] = _tokenizer(settings.get("tokenizer", model), judge)
+                settings["tokenizer"] = load_tokenizer(settings.get("tokenizer", model), judge)
             server = OpenAIServerGenerator(model, **settings)
             return Reached(server, f"{generator}:{model}@{server.base_url}")
         if generator == "vllm":
@@ -155,14 +155,18 @@ def _reach(model: str, generator: str, judge: str, settings: Mapping[str, Any]) 
         )
         if torch.cuda.is_available() and "device_map" not in settings:
             loaded = loaded.to("cuda")
-        tokenizer = _tokenizer(model, judge)
+        tokenizer = load_tokenizer(model, judge)
         made = TransformersGenerator(loaded, tokenizer, **own)
         return Reached(made, _local_name(model), loaded, tokenizer)
     except TypeError as error:  # a setting that is none
         raise InputError(f"generator {generator!r}: {error}") from None
 
 
-def _tokenizer(model: str, judge: str) -> Any:
+def load_tokenizer(model: str, judge: str = "") -> Any:
+    """A model's tokenizer, with the chat template of ``judge`` where that has one of its own.
+
+    InputError when there is no such model.
+    """
     tokenizer = _loaded(model, AutoTokenizer.from_pretrained)
     if judge and getattr(JUDGES[judge], "chat_template", ""):
         install_judge_template(tokenizer, judge)
