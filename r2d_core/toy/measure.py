@@ -101,7 +101,7 @@ class Measurement:
 
 
 def load(checkpoint: str | Path) -> tuple[Any, Any]:
-    """A model in evaluation mode and its tokenizer; InputError when they are not there, or broken."""
+    """A model in evaluation mode and its tokenizer; InputError when they cannot be loaded."""
     if not (Path(checkpoint) / "config.json").is_file():
         raise InputError(
             f"no checkpoint at {str(checkpoint)!r} (a folder with config.json was expected); "
