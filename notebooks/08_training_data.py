@@ -68,13 +68,12 @@ from pathlib import Path
 
 import pandas as pd
 from IPython.display import HTML, Markdown, display
-from transformers import AutoTokenizer
 
 from r2d_core import plots
 from r2d_core.datasets import describe, read_trajectories, summarize, training_rows
 from r2d_core.decontamination import Thresholds, compare
 from r2d_core.errors import InputError
-from r2d_core.evaluation import reach_described
+from r2d_core.evaluation import load_tokenizer, reach_described
 from r2d_core.judges import JUDGES
 from r2d_core.pivots import UNSAFE, expand_vocabulary
 from r2d_core.provenance import footer_html, provenance
@@ -119,6 +118,11 @@ folder = Path(output_dir)
 language = make_language(world_seed)
 splits = make_splits(language, world_seed)
 judge = ToyJudge(language)
+if tokenizer:
+    counting = load_tokenizer(tokenizer)
+else:
+    counting = make_tokenizer(language)
+    expand_vocabulary(make_base_model(BaseConfig(hidden_size=16), len(counting)), counting)
 
 # %% [markdown]
 # ## Is the test in the training data?
@@ -323,11 +327,6 @@ def damaged(rows):
     return "\n".join(lines) + "\n"
 
 
-if tokenizer:
-    counting = AutoTokenizer.from_pretrained(tokenizer)
-else:
-    counting = make_tokenizer(language)
-    expand_vocabulary(make_base_model(BaseConfig(hidden_size=16), len(counting)), counting)
 longest = max_length or (4096 if elsewhere else 64)
 reading = source or str(made.trajectories)
 if not elsewhere:

@@ -241,7 +241,8 @@ def train_parameter_set(parameters: ParameterSet, output: str | os.PathLike[str]
         )
     except (OSError, ImportError, ValueError) as error:
         raise InputError(
-            f"model {parameters.model!r} cannot be loaded: {str(error).partition(chr(10))[0]}"
+            f"model {parameters.model!r} cannot be loaded: give a folder that save_pretrained "
+            f"wrote, or a name on the hub ({' '.join(str(error).split())[:300]})"
         ) from None
     if parameters.chat_template is not None:
         install_chat_template(tokenizer, parameters.chat_template)
