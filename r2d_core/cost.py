@@ -42,9 +42,9 @@ def answer_costs(
 ) -> list[Cost]:
     """The cost of answering, one `Cost` for each kind among the behaviors, by their first.
 
-    The kinds are asked one after the other, after one request that is not counted: the first call
-    pays for what is made once. Requests that cannot be answered are not counted; a kind of nothing
-    else has no `Cost`. Raises InputError without behaviors.
+    Behaviors are asked behind their contexts, the kinds one after the other, after one request that
+    is not counted: the first call pays for what is made once. Requests that cannot be answered are
+    not counted; a kind of nothing else has no `Cost`. Raises InputError without behaviors.
     """
     if not behaviors:
         raise InputError("there is nothing to ask: expected at least one behavior")

@@ -120,6 +120,8 @@ def refusal_rates(
             label = getattr(verdict, scope)
             if scope == "reasoning" and label == ABSENT:
                 continue
+            if scope != "whole" and not label:  # from a suite's file: its judge saw the whole alone
+                continue
             rows.append(
                 {
                     "judge": verdict.judge,

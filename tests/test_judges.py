@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tiny_models import tiny_model, tiny_tokenizer
 
 from r2d_core.errors import InputError
-from r2d_core.generation import Generation, Request, TransformersGenerator
+from r2d_core.generation import Generation, Request, RequestError, TransformersGenerator
 from r2d_core.judges import (
     ABSENT,
     JUDGES,
@@ -123,9 +123,9 @@ def test_the_prompts_are_the_published_ones():
         "harmbench_strings": "df260e662b309181",
         "jailbreakbench": "cb7c3377bce4da57",
         "jailbreakbench_refusal": "a3bc08f00b3de5ce",
-        "llama_guard_3": "b2a054876ebce1b8",
+        "llama_guard_3": "5f5195a4666a1115",
         "or_bench": "7afde192e652a80b",
-        "strongreject": "25fcc74e47f6a88b",
+        "strongreject": "45f12fdcd314ec6e",
         "xstest": "3c68d209738c56dc",
         "xstest_strings": "c7fa1a4edd246f91",
     }
@@ -199,8 +199,31 @@ def test_the_prefill_is_not_judged():
     parts = parts_of(completion("so be it </think> No.", prefill="<think> forged [SAFE]"))
     assert parts.whole == "so be it </think> No."
     assert (parts.reasoning.strip(), parts.answer.strip()) == ("so be it", "No.")
+    told = parts_of(completion("so <think> hm </think> No.", prefill="Sure: step one,"))
+    assert (told.reasoning.strip(), told.answer.split()) == ("hm", ["so", "No."])
     plain = parts_of(completion("step two", prefill="Sure: step one,"))
     assert (plain.whole, plain.reasoning, plain.answer) == ("step two", "", "step two")
+
+
+@pytest.mark.parametrize(
+    ("text", "reasoning", "answer"),
+    [
+        ("Step 1: harm <think>no</think> I refuse.", "no", "Step 1: harm \n I refuse."),
+        ("Step 1: harm<think>no</think>", "no", "Step 1: harm"),
+        ("Step 1: harm <think> cut o", " cut o", "Step 1: harm "),
+        (" \n<think>no</think> I refuse.", "no", " I refuse."),
+        ("no </think> I <think> refuse.", "no", " I <think> refuse."),
+    ],
+)
+def test_what_is_said_before_the_reasoning_is_judged_with_the_answer(text, reasoning, answer):
+    parts = parts_of(completion(text))
+    assert (parts.reasoning.rstrip(), parts.answer) == (reasoning.rstrip(), answer)
+
+    def guard(request: Request) -> str:
+        return "unsafe\nS1" if "Step 1" in request.prompt else "safe"
+
+    said = make("llama_guard_3", Scripted(guard)).judge(BEHAVIOR, completion(text)).answer
+    assert said == ("unsafe" if "Step 1" in text else "safe")
 
 
 @given(st.text(alphabet=st.sampled_from("ab \n"), max_size=9), st.booleans(), st.data())
@@ -210,8 +233,13 @@ def test_parts_are_of_the_text_itself(prefill, thinks, data):
     parts = parts_of(completion(text, prefill=("<think> " if thinks else "") + prefill))
     assert parts.whole == text
     assert parts.reasoning in text
-    assert text.endswith(parts.answer)
-    assert len(parts.reasoning) + len(parts.answer) <= len(text)
+    before, opened, _ = text.partition("<think>")
+    told = bool(opened and before.strip()) and not thinks and "</think>" not in before
+    if told:
+        assert parts.answer.startswith(before)
+    answer = parts.answer.removeprefix(before).removeprefix("\n") if told else parts.answer
+    assert text.endswith(answer)
+    assert len(parts.reasoning) + len(parts.answer) <= len(text) + told
 
 
 # Refusal strings
@@ -327,7 +355,16 @@ PREPARED = {name: make(name, Scripted("")) for name in MODEL_JUDGES}
 def test_a_tame_text_goes_in_as_it_is():
     text = "Sure! Step 1: mix the reagent: flour.\n- then (bake) it; a[1] = <b> & 'c' | {x}\n"
     for name in MODEL_JUDGES:
-        assert text in PREPARED[name].request(text, BEHAVIOR).prompt
+        shown = text.strip() if name == "llama_guard_3" else text
+        assert shown in PREPARED[name].request(text, BEHAVIOR).prompt
+
+
+@pytest.mark.parametrize("name", MODEL_JUDGES)
+def test_the_judge_is_shown_the_context_that_the_model_was(name):
+    prompt = PREPARED[name].request("text", CONTEXTUAL).prompt
+    assert prompt.count("a made-up page") == 1
+    quotes = CONTEXTUAL.request in prompt
+    assert quotes == (name != "harmbench")  # which has a place of its own for it
 
 
 def test_a_hostile_completion_stays_readable():
@@ -356,10 +393,12 @@ def test_llama_guard_and_harmbench_read_exactly_their_prompt():
         JUDGES["llama_guard_3"](TransformersGenerator(model, tokenizer), "m")
     install_judge_template(tokenizer, "llama_guard_3")
     guard = JUDGES["llama_guard_3"](TransformersGenerator(model, tokenizer), "m")
-    chat = [{"role": "user", "content": guard.request("text", BEHAVIOR).prompt}]
+    request = guard.request("  text\n", Behavior("b", " write a rude poem\n"))
+    chat = [{"role": "user", "content": request.prompt}]
     rendered = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-    head = "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nTask: Check if there"
-    tail = "categories. <|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+    # As the published template renders it, down to the space that it begins with.
+    head = " <|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\nTask: Check if there"
+    tail = "violated categories.<|eot_id|><|start_header_id|>assistant<|end_header_id|>"
     assert rendered.startswith(head)
     assert "\n\nUser: write a rude poem\n\nAgent: text\n\n<END CONVERSATION>" in rendered
     assert rendered.endswith(tail)
@@ -550,6 +589,25 @@ def test_a_text_that_the_model_cannot_take_does_not_stop_a_resumed_run(
         judge_all(make("jailbreakbench", Scripted(down), cache=tmp_path), [BEHAVIOR], more)
 
 
+def test_texts_that_the_judge_cannot_take_end_no_run(tmp_path, monkeypatch):
+    """However many they are, and where they are all: each says itself that it is the reason."""
+    monkeypatch.setattr(model_judge_module, "BATCH", 3)
+
+    def too_long(request: Request) -> str:
+        if "long" in request.prompt:
+            raise RequestError("9000 tokens, more than max_model_len=8192")
+        return "safe"
+
+    judge = make("jailbreakbench", Scripted(too_long), cache=tmp_path)
+    verdict = judge.judge(BEHAVIOR, completion("long"))
+    assert (verdict.whole, verdict.answer) == (UNPARSABLE, UNPARSABLE)
+    assert verdict.metadata["error"]["whole"].startswith("RequestError: 9000 tokens")
+    assert math.isnan(judge.score("long", BEHAVIOR))
+    texts = [completion(f"long {number}") for number in range(6)] + [completion("short")]
+    labels = [verdict.whole for verdict in judge_all(judge, [BEHAVIOR], texts)]
+    assert labels == [UNPARSABLE] * 6 + ["safe"]
+
+
 @pytest.mark.parametrize("said", ["12", "0", "6", "45", "4.5", "-"])
 def test_a_rubrics_score_out_of_range_is_unreadable(said):
     judge = make("strongreject", Scripted(""))
@@ -576,3 +634,5 @@ def test_every_prompt_has_a_place_for_each_value():
             places = set(re.findall(r"\{(\w+)\}", judge.template(behavior)))
             assert places <= set(judge.values("t", behavior))
     assert prompt_text("jailbreakbench").endswith('"I"):')
+    told = prompt_text("strongreject")
+    assert "\n\nUser instruction: {prompt}\n\nAI model response: {response}\n\nEvaluate" in told

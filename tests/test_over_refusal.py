@@ -91,6 +91,9 @@ def test_refusals_are_counted_by_kind_and_scope():
     reasoning = table.loc[("benign", "reasoning")]
     assert (reasoning["n"], reasoning["full"].successes) == (1, 0)
     assert table.loc[("harmful", "whole")]["full"].rate == 1
+    of_a_file = Verdict("a", "direct", "exact", "refused", "", "")  # which says the whole alone
+    alone = refusal_rates(behaviors, [of_a_file])
+    assert list(alone["scope"]) == ["whole"] and alone["full"][0].rate == 1
     with pytest.raises(InputError, match="behavior 'c', which is not among the 2 given"):
         refusal_rates(behaviors, [verdict("c", "refused")])
 

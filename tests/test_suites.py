@@ -10,9 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from r2d_core.attack_success import success_rates
 from r2d_core.errors import InputError
 from r2d_core.records import (
     TABLES,
@@ -38,6 +39,13 @@ real = pytest.mark.skipif(
     not DATA.is_dir(), reason="no benchmark files; R2D_BENCHMARK_DATA may name their folder"
 )
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=30)
+
+KINDS = ("harmful", "benign")
+# Columns of somebody's, called as ours or anything else; a header is read without spaces round it.
+NAMES = st.sampled_from(
+    ["suite", "target", "Target", "csv", "column:suite", "column:", "kind", "id", "split", "note",
+     "source", "metadata", "prompt", "label", ""]
+) | TEXT.map(str.strip)  # fmt: skip
 
 
 def rows_of(path):
@@ -67,8 +75,11 @@ def test_published_tables(tmp_path, file, suite, harmful, benign):
     assert {b.metadata["suite"] for b in behaviors} == {suite}
     again = tmp_path / Path(file).name
     write_behaviors(again, behaviors, suite)
-    assert rows_of(again) == rows_of(DATA / file)
+    assert again.read_bytes() == (DATA / file).read_bytes()
     assert read_behaviors(again) == behaviors
+    part = tmp_path / f"part of {Path(file).name}"  # ids are the behaviors', not the rows'
+    write_behaviors(part, behaviors[7::9], suite)
+    assert read_behaviors(part) == behaviors[7::9]
     if suite in ("advbench", "jailbreakbench"):
         assert all(b.metadata["target"].startswith("Sure") for b in behaviors if harmful)
 
@@ -102,6 +113,19 @@ def test_published_artifacts(tmp_path):
         again = json.loads((tmp_path / "again.json").read_text())
         original = json.loads(Path(file).read_text())
         assert again == original and json.dumps(again) == json.dumps(original)  # order of keys, too
+        # From the records of the three readers, null prompts and all, the same rows again.
+        behaviors = read_behaviors(DATA / "jailbreakbench/harmful-behaviors.csv")
+        completions = read_completions(file)
+        made = make_artifact(behaviors, completions, verdicts, {"method": method})
+        known = ("prompt", "response", "number_of_queries", "queries_to_jailbreak",
+                 "prompt_tokens", "response_tokens", "jailbroken")  # fmt: skip
+        for ours, theirs in zip(made.jailbreaks, found.jailbreaks, strict=True):
+            assert {k: ours[k] for k in known} == {k: theirs[k] for k in known}
+        assert made.totals == found.totals
+        # A pipeline that starts from the completions counts the null prompts, too.
+        attempted = [v for v in verdicts if v.whole != "not_attempted"]
+        (rate,) = success_rates(attempted, behaviors)["success"]
+        assert (rate.successes, rate.n) == (PUBLISHED[method, model], 100)
     stale = read_artifact(
         DATA / "jailbreakbench/attack-artifacts/GCG/white_box/vicuna-13b-v1.5.json"
     ).stale
@@ -232,7 +256,7 @@ def test_artifacts_as_others_than_the_eight_have_them(tmp_path):
     rows=st.lists(
         st.builds(
             jailbreak,
-            st.integers(0, 99),
+            st.integers(0, 99) | TEXT.filter(bool),
             st.none() | TEXT,
             st.none() | TEXT,
             st.booleans(),
@@ -240,6 +264,7 @@ def test_artifacts_as_others_than_the_eight_have_them(tmp_path):
         ),
         min_size=1,
         max_size=4,
+        unique_by=lambda row: str(row["index"]),
     )
 )
 def test_any_artifact_is_written_as_it_was_read(tmp_path_factory, rows):
@@ -259,17 +284,24 @@ def test_any_artifact_is_written_as_it_was_read(tmp_path_factory, rows):
     suite=st.sampled_from(sorted(TABLES)),
     ends=st.sampled_from(["\n", "\r\n"]),
     mark=st.booleans(),
+    called=NAMES,
+    place=st.integers(0, 9),
 )
-def test_any_table_is_written_as_it_was_read(tmp_path_factory, rows, suite, ends, mark):
+def test_any_table_is_written_as_it_was_read(
+    tmp_path_factory, rows, suite, ends, mark, called, place
+):
     folder = tmp_path_factory.mktemp("table")
-    columns = [*TABLES[suite].columns, "a column of somebody's"]
+    assume(called not in TABLES[suite].columns)
+    columns = list(TABLES[suite].columns)
+    columns.insert(place, called)
+    assume(suite == "advbench" or not {"goal", "target"} <= {*columns})
     fields = TABLES[suite].fields
-    path = folder / "made.csv"
+    path = folder / "made, harmful.csv"
     with path.open("w", encoding="utf-8-sig" if mark else "utf-8", newline="") as file:
         writer = csv.DictWriter(file, columns, lineterminator=ends, quoting=csv.QUOTE_ALL)
         writer.writeheader()
         for number, (prompt, one, two) in enumerate(rows):
-            row = dict.fromkeys(columns, one) | {columns[-1]: two}
+            row = dict.fromkeys(columns, one) | {called: two}
             row[fields["prompt"]] = f"prompt {prompt}"
             if "id" in fields:
                 row[fields["id"]] = f"id {number}"
@@ -278,9 +310,58 @@ def test_any_table_is_written_as_it_was_read(tmp_path_factory, rows, suite, ends
             writer.writerow(row)
     behaviors = read_behaviors(path)
     assert [b.prompt for b in behaviors] == [f"prompt {prompt}" for prompt, _, _ in rows]
-    write_behaviors(folder / "again.csv", behaviors, suite)
-    assert rows_of(folder / "again.csv") == rows_of(path)
-    assert read_behaviors(folder / "again.csv") == behaviors
+    again = folder / "again, harmful.csv"
+    write_behaviors(again, behaviors, suite)
+    assert rows_of(again) == rows_of(path)
+    assert read_behaviors(again) == behaviors
+    if rows:
+        with again.open(encoding="utf-8-sig", newline="") as file:
+            assert next(csv.reader(file)) == columns
+        assert again.read_bytes().startswith(b"\xef\xbb\xbf") == mark
+        assert again.read_bytes().endswith(b"\r\n") == (ends == "\r\n")
+
+
+def test_a_target_of_ones_own_is_where_attacks_look(tmp_path):
+    path = tmp_path / "mine.csv"
+    text = "category,source,forbidden_prompt,target,suite\nc,s,a goal,Sure,mine\n"
+    path.write_text(text)
+    (behavior,) = read_behaviors(path)
+    assert behavior.metadata["target"] == "Sure"
+    assert (behavior.metadata["suite"], behavior.metadata["column:suite"]) == (
+        "strongreject",
+        "mine",
+    )
+    write_behaviors(path, [behavior], "strongreject")
+    assert path.read_text() == text
+
+
+def test_benign_behaviors_are_told_by_name_or_kind(tmp_path):
+    text = "Index,Goal,Target,Behavior,Category,Source\n4,a goal,Sure,b,c,Original\n"
+    for name in ("behaviors.csv", "benign and harmful.csv"):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(InputError, match=r"csv: its name does not say .* pass kind="):
+            read_behaviors(tmp_path / name)
+    read = {kind: read_behaviors(tmp_path / "behaviors.csv", kind)[0] for kind in KINDS}
+    assert {kind: (b.kind, b.id) for kind, b in read.items()} == {
+        "harmful": ("harmful", "jbb-4"),
+        "benign": ("benign", "jbb-benign-4"),
+    }
+    (tmp_path / "adv.csv").write_text("goal,target\na,b\n")
+    write_jsonl(tmp_path / "ours.jsonl", read.values())
+    for name in ("adv.csv", "ours.jsonl"):
+        with pytest.raises(InputError, match="kind= is for tables of JailbreakBench"):
+            read_behaviors(tmp_path / name, "benign")
+
+
+def test_long_cells_and_prompts_that_come_twice(tmp_path):
+    path = tmp_path / "long.csv"
+    path.write_text("goal,target\n" + "a" * 200_000 + ",b\nsame,1\nsame,2\nsame,3\n")
+    limit = csv.field_size_limit()
+    behaviors = read_behaviors(path)
+    assert csv.field_size_limit() == limit
+    assert [len(b.prompt) for b in behaviors] == [200_000, 4, 4, 4]
+    first = behaviors[1].id
+    assert [b.id for b in behaviors[1:]] == [first, f"{first}-2", f"{first}-3"]
 
 
 def test_a_table_from_records_made_elsewhere(tmp_path):
@@ -288,13 +369,17 @@ def test_a_table_from_records_made_elsewhere(tmp_path):
         Behavior("jbb-3", "a goal", metadata={"target": "Sure, here is"}),
         Behavior("jbb-4", "another, with\na line", category="c"),
     ]
+    with pytest.raises(InputError, match="its name does not say"):
+        write_behaviors(tmp_path / "no.csv", behaviors, "jailbreakbench")
     write_behaviors(tmp_path / "harmful.csv", behaviors, "jailbreakbench")
     again = read_behaviors(tmp_path / "harmful.csv")
     assert [(b.id, b.prompt, b.category) for b in again] == [
         (b.id, b.prompt, b.category) for b in behaviors
     ]
     assert again[0].metadata["target"] == "Sure, here is"
-    with pytest.raises(InputError, match="behavior 'x' would read back as 'strongreject-1'"):
+    with pytest.raises(
+        InputError, match="behavior 'x' would read back as 'strongreject-[0-9a-f]+'"
+    ):
         write_behaviors(tmp_path / "no.csv", [Behavior("x", "p")], "strongreject")
     with pytest.raises(InputError, match="'benign-1' would read back as 'benign-1' .harmful."):
         benign = [Behavior("benign-1", "p", kind="benign")]
@@ -397,6 +482,16 @@ def test_harmbench_from_step_to_step(tmp_path):
 
     with pytest.raises(InputError, match=r"bomb\[0\]: expected a label of 1, 0 or -1, found None"):
         read_verdicts(home / "completions/m.json")
+    for label in ([], {}, "1", True, 0.5):
+        row = {"test_case": "p", "generation": "g", "label": label}
+        (tmp_path / "label.json").write_text(json.dumps({"bomb": [row]}))
+        with pytest.raises(InputError, match=r"label\.json: bomb\[0\]: expected a label of 1"):
+            read_verdicts(tmp_path / "label.json")
+    (tmp_path / "nan.json").write_text(
+        '{"bomb": [{"test_case": "p", "generation": "g", "seconds": NaN}]}'
+    )
+    with pytest.raises(InputError, match=r"nan\.json: bomb\[0\]: not a JSON value .*nan"):
+        read_completions(tmp_path / "nan.json")
     with pytest.raises(InputError, match="expected Completion records, found test cases of Harm"):
         read_completions(home / "test_cases/test_cases.json")
     with pytest.raises(InputError, match="the verdicts are not of these completions"):
@@ -404,6 +499,33 @@ def test_harmbench_from_step_to_step(tmp_path):
     with pytest.raises(InputError, match="has a prefill or a system message"):
         write_harmbench(tmp_path / "no.json", [TestCase("a", "x", "p", prefill="Sure")])
     assert not (tmp_path / "no.json").exists()
+
+
+def test_harmbenchs_test_cases_before_they_are_merged(tmp_path):
+    folder = tmp_path / "PAIR" / "run" / "test_cases" / "test_cases_individual_behaviors"
+    with pytest.raises(InputError, match=r"expected test cases as JSON, or a folder with \{id\}/"):
+        read_test_cases(tmp_path)
+    for name in ("bomb", "lyrics"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "test_cases.json").write_text(json.dumps({name: [f"{name} 1", "p"]}))
+        (folder / name / "logs.json").write_text("{}")
+    read = read_test_cases(folder)
+    assert [(c.behavior_id, c.attack, c.prompt) for c in read] == [
+        ("bomb", "PAIR", "bomb 1"),
+        ("bomb", "PAIR", "p"),
+        ("lyrics", "PAIR", "lyrics 1"),
+        ("lyrics", "PAIR", "p"),
+    ]
+    assert read_test_cases(folder / "bomb" / "test_cases.json") == read[:2]
+    for text, message in (
+        ('{"bomb": ["p"]}', r"lyrics/test_cases\.json: behavior 'bomb' is in .*bomb/test_cases"),
+        ('{"lyrics": []}', r"lyrics/test_cases\.json: behavior 'lyrics' has an empty list"),
+        ('{"lyrics": "p"}', r"lyrics/test_cases\.json: expected HarmBench's test cases"),
+        ("{", r"lyrics/test_cases\.json: broken JSON"),
+    ):
+        (folder / "lyrics" / "test_cases.json").write_text(text)
+        with pytest.raises(InputError, match=message):
+            read_test_cases(folder)
 
 
 @pytest.mark.parametrize(
@@ -436,14 +558,33 @@ def test_harmbench_from_step_to_step(tmp_path):
             {"parameters": {}, "jailbreaks": [jailbreak(0), jailbreak(1, prompt_tokens=[1])]},
             r"jailbreaks\[1\] prompt_tokens: expected a number",
         ),
+        (
+            {"parameters": {}, "jailbreaks": [jailbreak(0), jailbreak("0")]},
+            r"jailbreaks\[1\] index: '0' is that of jailbreaks\[0\] already",
+        ),
+        (
+            {"parameters": {}, "jailbreaks": [jailbreak(None)]},
+            r"jailbreaks\[0\] index: expected the behavior's number, found None",
+        ),
+        (
+            {"parameters": {}, "jailbreaks": [jailbreak(0, goal=None)]},
+            r"jailbreaks\[0\] goal: expected text, found None",
+        ),
+        (
+            {"parameters": {}, "jailbreaks": [jailbreak(0), jailbreak(1, loss=float("nan"))]},
+            r"jailbreaks\[1\]: not a JSON value .*nan",
+        ),
+        ({"parameters": {"x": 1e999}, "jailbreaks": [jailbreak(0)]}, "parameters: not a JSON val"),
+        ({"parameters": {}, "jailbreaks": [jailbreak(0)], "x": 1e999}, "a.json: not a JSON value"),
     ],
 )
 def test_an_artifact_that_is_none_is_named(tmp_path, value, message):
     (tmp_path / "a.json").write_text(json.dumps(value))
     with pytest.raises(InputError, match=message):
         read_artifact(tmp_path / "a.json")
-    with pytest.raises(InputError, match="expected an artifact, found broken JSON"):
-        (tmp_path / "b.json").write_text("{")
-        read_artifact(tmp_path / "b.json")
+    for broken in ("{", "[" * 200_000, '{"parameters":' + '{"a":' * 100_000):
+        (tmp_path / "b.json").write_text(broken)
+        with pytest.raises(InputError, match="expected an artifact, found broken JSON"):
+            read_artifact(tmp_path / "b.json")
     with pytest.raises(InputError, match="no such file"):
         read_artifact(tmp_path / "c.json")

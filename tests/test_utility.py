@@ -284,6 +284,9 @@ def test_costs_are_told_apart_by_kind():
     assert (harmful.cut_off, benign.cut_off) == (2, 0)
     assert harmful.seconds >= 0
     assert generator.asked == [["bad one"], ["bad one", "bad two"], ["fine"]]
+    about = Behavior("4", "bad four", metadata={"ContextString": "a page"})
+    answer_costs(generator, [about], 64)
+    assert generator.asked[-1] == [about.request] == ["a page\n\n---\n\nbad four"]
     with pytest.raises(InputError, match="at least one behavior"):
         answer_costs(generator, [], 64)
 

@@ -56,7 +56,8 @@ def parts_of(completion: Completion) -> Parts:
 
     The response is split with the prefill in front, as the model saw it, and the prefill then taken
     away: a forged reasoning is no reasoning of the model's. Reasoning is what stands between think
-    tokens; a response without them is all answer.
+    tokens, and the answer is what a reader sees beside it: what was said before the reasoning and,
+    from a new line, after it. A response without think tokens is all answer.
     """
     begun = f"{completion.prefill} " if completion.prefill else ""
     full = begun + completion.text
@@ -65,5 +66,7 @@ def parts_of(completion: Completion) -> Parts:
     trajectory = parse(full)
     start = len(trajectory.opening)
     end = start + len(trajectory.reasoning)
-    answer = max(len(full) - len(trajectory.answer), len(begun))
-    return Parts(completion.text, full[max(start, len(begun)) : end], full[answer:])
+    answer = full[max(len(full) - len(trajectory.answer), len(begun)) :]
+    if (preamble := trajectory.preamble[len(begun) :]).strip():
+        answer = f"{preamble}\n{answer}" if answer else preamble
+    return Parts(completion.text, full[max(start, len(begun)) : end], answer)

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 from tqdm.auto import tqdm
 
 from r2d_core.errors import InputError
-from r2d_core.generation import Generation, Generator, Request, answer_each
+from r2d_core.generation import Generation, Generator, Request, RequestError, answer_each
 from r2d_core.judges.answers import Answers, question_key
 from r2d_core.judges.judge import ABSENT, SCOPES, UNPARSABLE, parts_of
 from r2d_core.judges.prompts import prompt_text
@@ -96,8 +96,8 @@ class ModelJudge:
         self._forbidden = marks(self.delimiters, tokens)
 
     def values(self, text: str, behavior: Behavior) -> dict[str, str]:
-        """What goes into the prompt: the behavior as its benchmark words it, and the text."""
-        return {"prompt": behavior.prompt, "response": text}
+        """What goes into the prompt: the behavior, behind its context if any, and the text."""
+        return {"prompt": behavior.request, "response": text}
 
     def template(self, behavior: Behavior) -> str:
         """The published prompt with its places in braces."""
@@ -120,7 +120,8 @@ class ModelJudge:
     def score(self, text: str, behavior: Behavior) -> float:
         """The reading's score; 0 for an empty text, nan for an output that cannot be read.
 
-        What the model raises is passed on.
+        nan, too, for a text that the model cannot take (`RequestError`); else what the model raises
+        is passed on.
         """
         if not text.strip():
             return 0.0
@@ -132,9 +133,10 @@ class ModelJudge:
     ) -> list[Verdict]:
         """Verdicts in the order of the pairs. The same text is asked about once.
 
-        A question at which the model raises, while it answers others of the batch, is `UNPARSABLE`
-        and is asked again the next time; where it raises at all of them it is down, and the
-        exception is passed on. What was answered stays in the cache.
+        A question that the model cannot take (`RequestError`: too long, say), or at which it raises
+        while it answers others of the batch, is `UNPARSABLE` and is asked again the next time;
+        where it raises anything else at all of them it is down, and the exception is passed on.
+        What was answered stays in the cache.
         """
         places: list[tuple[int, str]] = []
         requests: list[Request] = []
@@ -177,8 +179,9 @@ class ModelJudge:
     def _ask(self, requests: Sequence[Request], progress: bool = False) -> list[Answer]:
         """An answer to each request; raises what the model raised where it seems to be down.
 
-        That is where it answers nothing of a whole batch, and where it has answered nothing at all.
-        The odd text that it cannot take costs that text its answer, in a resumed run too.
+        That is where it answers nothing of a whole batch, and where it has answered nothing at all,
+        unless each time it says that the request is the reason (`RequestError`). The odd text that
+        it cannot take costs that text its answer, in a resumed run too.
         """
         keys = [
             question_key(self.name, self.model, dataclasses.asdict(r), self.max_new_tokens)
@@ -192,8 +195,9 @@ class ModelJudge:
             for start in range(0, len(left), BATCH):
                 batch = left[start : start + BATCH]
                 raised = self._ask_batch({key: asked[key] for key in batch})
-                if len(raised) == len(batch) and (len(batch) == BATCH or not answered):
-                    raise raised[batch[-1]]
+                down = [e for e in raised.values() if not isinstance(e, RequestError)]
+                if len(down) == len(batch) and (len(batch) == BATCH or not answered):
+                    raise down[-1]
                 answered = True
                 errors |= {
                     key: " ".join(f"{type(each).__name__}: {each}".split())

@@ -7,8 +7,9 @@
 
 ``read_behaviors``, ``read_test_cases``, ``read_completions`` and ``read_verdicts`` take a file of
 our JSON lines, or one of HarmBench, JailbreakBench, XSTest, StrongREJECT or AdvBench: which it is,
-its content says. What a suite knows beyond a record's fields is in ``metadata``, so that writing a
-file in its own format gives back what was read.
+its content says, but for JailbreakBench's tables: whether one is harmful or benign says its name.
+What a suite knows beyond a record's fields is in ``metadata``, so that writing a file in its own
+format gives back what was read.
 """
 
 from r2d_core.records.harmbench import write_harmbench

@@ -1,6 +1,7 @@
 """HarmBench's three steps on disk, each a JSON object by behavior id.
 
     {method}/{experiment}/test_cases/test_cases.json   {id: [prompt, …]}
+    …/test_cases/test_cases_individual_behaviors/      {id}/test_cases.json, before it merges them
     {method}/{experiment}/completions/{model}.json     {id: [{test_case, generation}, …]}
     {method}/{experiment}/results/{model}.json         the same, with label 1, 0 or -1
 
@@ -11,17 +12,25 @@ lost in records, so it is refused.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from r2d_core.errors import InputError
-from r2d_core.records.jsonl import Completion, TestCase, Verdict, write_json_atomic
+from r2d_core.records.jsonl import (
+    Completion,
+    TestCase,
+    Verdict,
+    check_json,
+    write_json_atomic,
+)
 from r2d_core.records.outcomes import SUCCESS, is_success
 
 LABELS = {1: "harmful", 0: "not_harmful", -1: "unscored"}
 STEPS = ("test_cases", "completions", "results")
+INDIVIDUAL, INDIVIDUAL_FILE = "test_cases_individual_behaviors", "test_cases.json"
 
 
 def is_test_cases(value: Any) -> bool:
@@ -45,6 +54,37 @@ def test_cases(path: Path, value: dict[str, list[str]]) -> list[TestCase]:
         for behavior_id, prompts in value.items()
         for prompt in prompts
     ]
+
+
+def individual_test_cases(folder: Path) -> list[TestCase]:
+    """The test cases of a folder ``test_cases_individual_behaviors``, in the order of its folders.
+
+    Raises InputError for a folder without any, a file that holds none, and a behavior in two files.
+    """
+    files = sorted(folder.glob(f"*/{INDIVIDUAL_FILE}"))
+    if not files:
+        raise InputError(
+            f"{folder}: expected test cases as JSON, or a folder with {{id}}/{INDIVIDUAL_FILE} as "
+            "HarmBench's test_cases_individual_behaviors"
+        )
+    found: dict[str, tuple[Path, list[str]]] = {}
+    for file in files:
+        try:
+            value = json.loads(file.read_bytes().decode("utf-8-sig"))
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{file}: broken JSON ({error}); have it made again") from None
+        if not is_test_cases(value):
+            raise InputError(f"{file}: expected HarmBench's test cases, an object of lists of text")
+        check_rows(file, value)
+        for behavior_id, prompts in value.items():
+            if behavior_id in found:
+                raise InputError(
+                    f"{file}: behavior {behavior_id!r} is in {found[behavior_id][0]} already"
+                )
+            found[behavior_id] = (file, prompts)
+    return test_cases(
+        folder / INDIVIDUAL_FILE, {name: prompts for name, (_, prompts) in found.items()}
+    )
 
 
 test_cases.__test__ = False  # type: ignore[attr-defined]  # not a test, whatever pytest concludes
@@ -74,10 +114,11 @@ def verdicts(path: Path, value: dict[str, list[dict[str, Any]]]) -> list[Verdict
     for behavior_id, rows in value.items():
         for place, row in enumerate(rows):
             label = row.get("label")
-            if label not in LABELS or isinstance(label, bool):
+            number = isinstance(label, int | float) and not isinstance(label, bool)
+            if not number or label not in LABELS:
                 raise InputError(
                     f"{path}: {behavior_id}[{place}]: expected a label of 1, 0 or -1, found "
-                    f"{label!r}; completions have none: judge them first"
+                    f"{label!r:.40}; completions have none: judge them first"
                 )
             metadata = {"suite": "harmbench", "label": label}
             found.append(
@@ -143,10 +184,13 @@ def _by_behavior(value: Any) -> bool:
 def _attack(path: Path) -> str:
     """The method's folder, where the file lies in HarmBench's layout."""
     parts = path.resolve().parts
+    if INDIVIDUAL in parts:  # it lies where the file lies that they are merged into
+        parts = (*parts[: parts.index(INDIVIDUAL)], INDIVIDUAL_FILE)
     return parts[-4] if len(parts) > 4 and parts[-2] in STEPS else "harmbench"
 
 
 def _text(row: dict[str, Any], key: str, place: str) -> str:
+    check_json(row, place)
     if not isinstance(row[key], str):
         raise InputError(
             f"{place}: {key}: expected text, found {type(row[key]).__name__}; test cases with "

@@ -15,7 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from r2d_core.errors import InputError
-from r2d_core.records.jsonl import Behavior, Completion, TestCase, Verdict, write_json_atomic
+from r2d_core.records.jsonl import (
+    Behavior,
+    Completion,
+    TestCase,
+    Verdict,
+    check_json,
+    write_json_atomic,
+)
 from r2d_core.records.outcomes import NOT_ATTEMPTED, SUCCESS, is_success
 
 KEYS = ("parameters", "jailbreaks")
@@ -77,7 +84,7 @@ def read_artifact(path: str | os.PathLike[str]) -> Artifact:
         value = json.loads(Path(path).read_bytes().decode("utf-8-sig"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: expected an artifact, found broken JSON ({error})") from None
     if not is_artifact(value):
         raise InputError(f"{path}: expected an object with {' and '.join(KEYS)}")
@@ -89,12 +96,31 @@ def artifact(path: Path, value: dict[str, Any]) -> Artifact:
     rows = value["jailbreaks"]
     if not isinstance(value["parameters"], dict) or not isinstance(rows, list) or not rows:
         raise InputError(f"{path}: expected parameters in an object and jailbreaks in a list")
+    others = {name: each for name, each in value.items() if name not in KEYS}
+    check_json(value["parameters"], f"{path}: parameters")
+    check_json(others, str(path))
+    places: dict[str, int] = {}
     for place, row in enumerate(rows):
         if not isinstance(row, dict):
             raise InputError(f"{path}: jailbreaks[{place}]: expected an object, found {row!r:.40}")
         missing = [k for k in ("index", "goal", "prompt", "response", "jailbroken") if k not in row]
         if missing:
             raise InputError(f"{path}: jailbreaks[{place}] has no {missing[0]!r}")
+        index = row["index"]
+        if not isinstance(index, int | str) or isinstance(index, bool) or index == "":
+            raise InputError(
+                f"{path}: jailbreaks[{place}] index: expected the behavior's number, found "
+                f"{index!r:.40}"
+            )
+        if (before := places.setdefault(str(index), place)) != place:
+            raise InputError(
+                f"{path}: jailbreaks[{place}] index: {index!r} is that of jailbreaks[{before}] "
+                "already; an artifact has one row a behavior"
+            )
+        if not isinstance(row["goal"], str):
+            raise InputError(
+                f"{path}: jailbreaks[{place}] goal: expected text, found {row['goal']!r:.40}"
+            )
         for name in ("prompt", "response"):
             if not isinstance(row[name], str | None):
                 raise InputError(
@@ -114,7 +140,7 @@ def artifact(path: Path, value: dict[str, Any]) -> Artifact:
                 f"{path}: jailbreaks[{place}] jailbroken: expected true or false, found "
                 f"{row['jailbroken']!r}"
             )
-    others = {name: each for name, each in value.items() if name not in KEYS}
+        check_json(row, f"{path}: jailbreaks[{place}]")
     return Artifact(value["parameters"], rows, others)
 
 
@@ -128,9 +154,11 @@ def make_artifact(
     """An artifact of a run of ours, one completion a behavior at most, in the behaviors' order.
 
     A behavior without completion is a null prompt, a failed attack. ``completions[i]`` is judged by
-    ``verdicts[i]``, on the whole response; ``success`` is the judge's label of a success. The
+    ``verdicts[i]``, on the whole response; ``success`` is the judge's label of a success. Verdicts
+    "not_attempted", as an artifact has them for its null prompts, are of no completion. The
     totals are computed from the rows, and ``parameters`` (method, model, attack_type, …, as
-    JailbreakBench names them) come first. Queries are those of the completions' metadata.
+    JailbreakBench names them) come first. Queries, and the tokens of a null prompt, are those of
+    the completion's or the verdict's metadata; counts that are not known are null.
 
     Raises InputError without behaviors, for verdicts of other completions, two completions of one
     behavior, one of a behavior that is not given, an unparsable verdict, and a prefill, for which
@@ -138,6 +166,8 @@ def make_artifact(
     """
     if not behaviors:
         raise InputError("an artifact is of one behavior at least; there is none")
+    unattempted = {v.behavior_id: v.metadata for v in verdicts if v.whole == NOT_ATTEMPTED}
+    verdicts = [verdict for verdict in verdicts if verdict.whole != NOT_ATTEMPTED]
     if [(v.behavior_id, v.attack) for v in verdicts] != [
         (c.behavior_id, c.attack) for c in completions
     ]:
@@ -165,6 +195,8 @@ def make_artifact(
     for place, behavior in enumerate(behaviors):
         index = behavior.id.removeprefix("jbb-")
         made, said = of.get(behavior.id, (None, False))
+        known = made.metadata if made else unattempted.get(behavior.id, {})
+        tokens = (made.prompt_tokens, made.response_tokens) if made else (0, 0)
         rows.append(
             {
                 "index": int(index) if index.isdecimal() else place,
@@ -173,10 +205,10 @@ def make_artifact(
                 "category": behavior.category,
                 "prompt": made.prompt if made else None,
                 "response": made.text if made else None,
-                "number_of_queries": made.metadata.get("queries") if made else None,
-                "queries_to_jailbreak": made.metadata.get("queries_to_jailbreak") if made else None,
-                "prompt_tokens": made.prompt_tokens if made else None,
-                "response_tokens": made.response_tokens if made else None,
+                "number_of_queries": known.get("queries"),
+                "queries_to_jailbreak": known.get("queries_to_jailbreak"),
+                "prompt_tokens": tokens[0] or known.get("prompt_tokens"),
+                "response_tokens": tokens[1] or known.get("response_tokens"),
                 "jailbroken": said,
             }
         )
@@ -219,6 +251,7 @@ def completions(found: Artifact) -> list[Completion]:
             metadata={
                 "suite": "jailbreakbench",
                 "goal": row["goal"],
+                "queries": row.get("number_of_queries"),
                 "queries_to_jailbreak": row.get("queries_to_jailbreak"),
             },
         )
@@ -228,7 +261,10 @@ def completions(found: Artifact) -> list[Completion]:
 
 
 def verdicts(found: Artifact) -> list[Verdict]:
-    """One a behavior, null prompts too: "harmful", "not_harmful", or "not_attempted"."""
+    """One a behavior, null prompts too: "harmful", "not_harmful", or "not_attempted".
+
+    What an attack spent on a null prompt is in no completion, and so in the verdict's metadata.
+    """
     return [
         Verdict(
             _id(row),
@@ -241,10 +277,15 @@ def verdicts(found: Artifact) -> list[Verdict]:
             else "not_harmful",
             "",
             "",
-            {"suite": "jailbreakbench"},
+            {"suite": "jailbreakbench"} | (_spent(row) if row["prompt"] is None else {}),
         )
         for row in found.jailbreaks
     ]
+
+
+def _spent(row: dict[str, Any]) -> dict[str, Any]:
+    names = {"number_of_queries": "queries"}
+    return {names.get(n, n): row[n] for n in COUNTS if row.get(n) is not None}
 
 
 def _id(row: dict[str, Any]) -> str:

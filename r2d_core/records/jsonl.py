@@ -174,6 +174,17 @@ def write_json_atomic(path: str | os.PathLike[str], value: Any) -> None:
     _write_bytes_atomic(Path(path), _to_json(value, str(path), indent=2) + b"\n")
 
 
+def check_json(value: Any, place: str) -> None:
+    """Raise InputError, naming the place, for what was read and could not be written again.
+
+    Python reads NaN and 1e400, which are no JSON values.
+    """
+    try:
+        json.dumps(value, allow_nan=False, indent=2)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{place}: not a JSON value ({error}); mend it, or write null") from None
+
+
 @contextmanager
 def atomic_directory(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Fill a new directory that takes the place of ``path`` only when the block ends well.
@@ -250,7 +261,7 @@ _ESCAPED = re.compile(
 def _to_json(value: Any, place: str, indent: int | None = None) -> bytes:
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False, indent=indent)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise InputError(f"{place}: cannot be written as JSON ({error})") from None
     text = _ESCAPED.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
     # A *pair* of surrogate code points is no text that any tokenizer produces. As escapes it would

@@ -1,4 +1,7 @@
-"""Files of records, whatever their format: what a file is, its content says."""
+"""Files of records, whatever their format: what a file is, its content says.
+
+Of JailbreakBench's tables, whose harmful and benign ones look alike, its name or ``kind``.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,22 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from r2d_core.errors import InputError
 from r2d_core.records import harmbench, jailbreakbench
 from r2d_core.records.jsonl import Behavior, Completion, Record, TestCase, Verdict, read_jsonl
-from r2d_core.records.tables import read_table
+from r2d_core.records.tables import MARK, read_table
 
 
-def read_behaviors(path: str | os.PathLike[str]) -> list[Behavior]:
+def read_behaviors(
+    path: str | os.PathLike[str], kind: Literal["harmful", "benign"] | None = None
+) -> list[Behavior]:
     """Behaviors, of our JSON lines or of a table of HarmBench, JailbreakBench, XSTest, StrongREJECT
-    or AdvBench. Raises InputError that names file and line.
+    or AdvBench.
+
+    JailbreakBench's harmful and benign tables differ in their names alone; a file with another name
+    needs ``kind``. Raises InputError that names file and line.
     """
     path = Path(path)
     text = _text(path)
@@ -24,14 +32,20 @@ def read_behaviors(path: str | os.PathLike[str]) -> list[Behavior]:
         value = None if text is None else _whole(text)
         if value is not None and _suite_of(value):
             raise InputError(f"{path}: expected behaviors, found {_suite_of(value)}")
+        if kind is not None:
+            raise InputError(f"{path}: kind= is for tables of JailbreakBench; JSON lines say it")
         return read_jsonl(path, Behavior)
-    return read_table(path, text)
+    return read_table(path, text, kind)
 
 
 def read_test_cases(path: str | os.PathLike[str]) -> list[TestCase]:
-    """Test cases, of our JSON lines, HarmBench's test_cases.json or a JailbreakBench artifact (the
-    prompts that it has; null is none). Raises InputError that names the file and the place in it.
+    """Test cases, of our JSON lines, HarmBench's test_cases.json (or the folder of the files that
+    it is merged from) or a JailbreakBench artifact (the prompts that it has; null is none).
+
+    Raises InputError that names the file and the place in it.
     """
+    if Path(path).is_dir():
+        return harmbench.individual_test_cases(Path(path))
     return _read(
         Path(path),
         TestCase,
@@ -98,20 +112,20 @@ def _suite_of(value: Any) -> str:
 
 
 def _text(path: Path) -> str | None:
-    """The file's text without byte order mark; None where `read_jsonl` has to say what is wrong."""
+    """The file's text; None where `read_jsonl` has to say what is wrong."""
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        return path.read_bytes().decode("utf-8")
     except (OSError, UnicodeDecodeError):
         return None
 
 
 def _json_like(text: str) -> bool:
-    return text.lstrip()[:1] in ("{", "[", "")
+    return text.removeprefix(MARK).lstrip()[:1] in ("{", "[", "")
 
 
 def _whole(text: str) -> Any:
     """The JSON document that the text is, None where it is none."""
     try:
-        return json.loads(text)
+        return json.loads(text.removeprefix(MARK))
     except (ValueError, RecursionError):
         return None

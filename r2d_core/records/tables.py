@@ -1,25 +1,37 @@
 """Tables of behaviors as CSV: HarmBench's, JailbreakBench's, XSTest's, StrongREJECT's, AdvBench's.
 
-A column that is no field of a `Behavior` is kept in ``metadata`` under its own name, whatever it is
-called; the target string of JailbreakBench and AdvBench besides under "target", where attacks look
-for it.
+A column that is no field of a `Behavior` is kept in ``metadata`` under its own name; the target
+string of JailbreakBench and AdvBench besides under "target", where attacks look for it. A column
+whose name is one of our own keys there ("suite", "csv", "target" where it is made from another) is
+kept under "column:" and its name. "csv" says how a file is written where that is not our way: its
+line ends, byte order mark, last line end and the order of its columns. So every column comes out
+again, whatever it is called, and the published files come out to the byte; of others the quotes may
+be set otherwise, and empty lines are left out.
 """
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
+import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from r2d_core.checking import unknown
 from r2d_core.errors import InputError
 from r2d_core.records.jsonl import Behavior, write_text_atomic
 
 Row = dict[str, str]
+Kind = Literal["harmful", "benign"]
+MARK = "\ufeff"
+"""The byte order mark, as a text has it."""
+
+PREFIX = "column:"
+"""Before the name of a column that is called as a key of ours is."""
 
 
 @dataclass(frozen=True)
@@ -29,20 +41,25 @@ class Table:
     Attributes:
         columns: those that make a CSV file such a table, in the suite's order.
         fields: field of `Behavior` -> the column that is it, word for word.
-        behavior: (row, number of the row from 1, file's name) -> what the other fields are.
+        behavior: (row, kind or None) -> what the other fields are. Without an id among them and
+            ``fields`` it is made of the prompt, so that a behavior keeps it in any part of a file.
         target: the column with the string an attack aims at, or "".
     """
 
     columns: tuple[str, ...]
     fields: Mapping[str, str]
-    behavior: Callable[[Row, int, str], dict[str, Any]]
+    behavior: Callable[[Row, Kind | None], dict[str, Any]]
     target: str = ""
 
 
-def _xstest_kind(row: Row, number: int, name: str) -> dict[str, Any]:
+def _xstest_kind(row: Row, kind: Kind | None) -> dict[str, Any]:
     # The version-1 file has no labels; contrasts are the unsafe prompts in both.
     unsafe = row.get("label", "").strip() == "unsafe" or row["type"].startswith("contrast_")
     return {"kind": "harmful" if unsafe else "benign"}
+
+
+def _jailbreakbench_kind(row: Row, kind: Kind | None) -> dict[str, Any]:
+    return {"id": f"jbb-{'benign-' if kind == 'benign' else ''}{row['Index']}", "kind": kind}
 
 
 TABLES: dict[str, Table] = {
@@ -50,16 +67,12 @@ TABLES: dict[str, Table] = {
         ("Behavior", "FunctionalCategory", "SemanticCategory", "Tags", "ContextString",
          "BehaviorID"),
         {"id": "BehaviorID", "prompt": "Behavior", "category": "SemanticCategory"},
-        lambda row, number, name: {},
+        lambda row, kind: {},
     ),
     "jailbreakbench": Table(
         ("Index", "Goal", "Target", "Behavior", "Category", "Source"),
         {"prompt": "Goal", "category": "Category"},
-        # The harmful and the benign table look the same but for their names.
-        lambda row, number, name: {
-            "id": f"jbb-{'benign-' if 'benign' in name else ''}{row['Index']}",
-            "kind": "benign" if "benign" in name else "harmful",
-        },
+        _jailbreakbench_kind,
         target="Target",
     ),
     "xstest": Table(
@@ -70,35 +83,35 @@ TABLES: dict[str, Table] = {
     "strongreject": Table(
         ("category", "source", "forbidden_prompt"),
         {"prompt": "forbidden_prompt", "category": "category"},
-        lambda row, number, name: {"id": f"strongreject-{number}"},
+        lambda row, kind: {},
     ),
     "advbench": Table(
         ("goal", "target"),
         {"prompt": "goal"},
-        lambda row, number, name: {"id": f"advbench-{number}"},
+        lambda row, kind: {},
         target="target",
     ),
     # AdvBench as HarmBench's repository has it.
     "advbench_behaviors": Table(
         ("Behavior", "Category", "Tags", "ContextString", "BehaviorID"),
         {"id": "BehaviorID", "prompt": "Behavior", "category": "Category"},
-        lambda row, number, name: {},
+        lambda row, kind: {},
     ),
 }  # fmt: skip
 
 
-def read_table(path: Path, text: str) -> list[Behavior]:
+def read_table(path: Path, text: str, kind: Kind | None = None) -> list[Behavior]:
     """The behaviors of a CSV file whose columns are those of one of `TABLES`.
 
-    Raises InputError for another header, a row with too many or too few cells, an empty prompt and
-    an id that occurs twice.
+    ``kind`` is for a JailbreakBench table whose name has neither "harmful" nor "benign" in it: the
+    two look the same otherwise. ``text`` may begin with a byte order mark.
+
+    Raises InputError for another header, a row with too many or too few cells, an empty prompt, an
+    id that occurs twice, and a kind that is not known or known already.
     """
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        rows = [(reader.line_num, cells) for cells in reader if cells]
-    except csv.Error as error:
-        raise InputError(f"{path}:{reader.line_num}: not CSV ({error}); mend the quotes") from None
-    header = [name.strip() for name in rows[0][1]] if rows else []
+    found = _rows(path, text.removeprefix(MARK))
+    written = found[0][1] if found else []
+    header = [name.strip() for name in written]
     matching = [name for name, table in TABLES.items() if set(table.columns) <= set(header)]
     if not matching:
         known = "; ".join(f"{name}: {', '.join(t.columns)}" for name, t in TABLES.items())
@@ -111,8 +124,13 @@ def read_table(path: Path, text: str) -> list[Behavior]:
     # The longest match: AdvBench's columns are a part of others'.
     suite = max(matching, key=lambda name: len(TABLES[name].columns))
     table = TABLES[suite]
+    if suite == "jailbreakbench":
+        kind = kind or _named_kind(path)
+    elif kind is not None:
+        raise InputError(f"{path}: kind= is for tables of JailbreakBench, and this is {suite}'s")
+    form = _form(text, written, table)
     behaviors, places = [], dict[str, int]()
-    for number, (line, cells) in enumerate(rows[1:], start=1):
+    for line, cells in found[1:]:
         if len(cells) != len(header):
             raise InputError(
                 f"{path}:{line}: expected {len(header)} cells ({', '.join(header)}), "
@@ -120,11 +138,19 @@ def read_table(path: Path, text: str) -> list[Behavior]:
             )
         row = dict(zip(header, cells, strict=True))
         values: dict[str, Any] = {field: row[column] for field, column in table.fields.items()}
-        values |= table.behavior(row, number, path.name.lower())
-        metadata = {k: v for k, v in row.items() if k not in table.fields.values()}
+        values |= table.behavior(row, kind)
+        values.setdefault("id", _content_id(suite, values["prompt"], places))
+        metadata: dict[str, Any] = {"suite": suite}
+        metadata |= {
+            _key(name, table): cell
+            for name, cell in row.items()
+            if name not in table.fields.values()
+        }
         if table.target:
             metadata["target"] = row[table.target]
-        behavior = Behavior(**values, metadata={"suite": suite, **metadata})
+        if form:
+            metadata["csv"] = form
+        behavior = Behavior(**values, metadata=metadata)
         if not behavior.prompt.strip() or not behavior.id.strip():
             raise InputError(f"{path}:{line}: the prompt or the id is empty; fill it in")
         if behavior.id in places:
@@ -149,33 +175,43 @@ def write_behaviors(
     if suite not in TABLES:
         raise InputError(unknown("suite", suite, TABLES))
     table = TABLES[suite]
-    derived = {"suite", "target"} - set(table.columns)
-    columns = list(table.columns)
-    for behavior in behaviors:
-        if behavior.metadata.get("suite") == suite:
-            columns += [k for k in behavior.metadata if k not in derived and k not in columns]
-    rows: list[dict[str, str]] = []
+    own = [behavior for behavior in behaviors if behavior.metadata.get("suite") == suite]
+    forms = [behavior.metadata.get("csv", {}) for behavior in own]
+    form = forms[0] if forms and all(each == forms[0] for each in forms) else {}
+    written = form.get("columns", table.columns)
+    columns = [name.strip() for name in written]
+    for behavior in own:
+        for key, value in behavior.metadata.items():
+            name = _column(key, table)
+            if name is not None and isinstance(value, str) and name not in columns:
+                columns.append(name)
+    header = [*written, *columns[len(written) :]]
+    rows: list[list[str]] = []
     for behavior in behaviors:
         row = dict.fromkeys(columns, "")
-        row |= {k: str(v) for k, v in behavior.metadata.items() if k in columns}
+        for key, value in behavior.metadata.items():
+            name = _column(key, table)
+            if name in row:
+                row[name] = str(value)
         if table.target and "target" in behavior.metadata:
             row[table.target] = str(behavior.metadata["target"])
         if suite == "jailbreakbench":
             row["Index"] = row["Index"] or behavior.id.removeprefix("jbb-").removeprefix("benign-")
         row |= {column: getattr(behavior, field) for field, column in table.fields.items()}
-        rows.append(row)
+        rows.append(list(row.values()))
     out = io.StringIO(newline="")
     # A carriage return is quoted by nothing but quoting everything.
-    returns = any("\r" in cell for row in rows for cell in row.values())
-    writer = csv.DictWriter(
+    returns = any("\r" in cell for row in rows for cell in row)
+    line_end = form.get("line_end", "\n")
+    writer = csv.writer(
         out,
-        columns,
-        lineterminator="\n",
-        quoting=csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL,
+        lineterminator=line_end,
+        quoting=csv.QUOTE_ALL if returns and line_end == "\n" else csv.QUOTE_MINIMAL,
     )
-    writer.writeheader()
-    writer.writerows(rows)
-    text = out.getvalue()
+    writer.writerows([header, *rows])
+    text = (MARK if form.get("mark") else "") + out.getvalue()
+    if form.get("unended"):
+        text = text.removesuffix(line_end)
     again = read_table(Path(path), text) if behaviors else []
     for ours, theirs in zip(behaviors, again, strict=True):
         if replace(ours, metadata={}, split="", expected="") != replace(theirs, metadata={}):
@@ -184,3 +220,67 @@ def write_behaviors(
                 f"a {suite} table cannot say what it is; write JSON lines, or another table"
             )
     write_text_atomic(path, text)
+
+
+def _rows(path: Path, text: str) -> list[tuple[int, list[str]]]:
+    """The rows that are not empty, the header first, each with the number of its last line."""
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    # The limit is the process's: no cell is longer than the file, and others find it as it was.
+    limit = csv.field_size_limit(max(csv.field_size_limit(), len(text)))
+    try:
+        return [(reader.line_num, cells) for cells in reader if cells]
+    except csv.Error as error:
+        raise InputError(f"{path}:{reader.line_num}: not CSV ({error}); mend the quotes") from None
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _named_kind(path: Path) -> Kind:
+    name = path.name.lower()
+    kinds: list[Kind] = [kind for kind in ("harmful", "benign") if kind in name]
+    if len(kinds) != 1:
+        raise InputError(
+            f"{path}: its name does not say whether its behaviors are harmful or benign, and "
+            "nothing in a table of JailbreakBench does; put one of the two words into the name, or "
+            "pass kind="
+        )
+    return kinds[0]
+
+
+def _form(text: str, written: Sequence[str], table: Table) -> dict[str, Any]:
+    """How the file is written, where it is not as `write_behaviors` writes of its own accord."""
+    found: dict[str, Any] = {}
+    if text.startswith(MARK):
+        found["mark"] = True
+    if text.partition("\n")[0].endswith("\r"):
+        found["line_end"] = "\r\n"
+    if not text.endswith(("\n", "\r")):
+        found["unended"] = True
+    further = [name for name in written if name not in table.columns]
+    if list(written) != [*table.columns, *further] or further != [n.strip() for n in further]:
+        found["columns"] = list(written)
+    return found
+
+
+def _content_id(suite: str, prompt: str, taken: Mapping[str, int]) -> str:
+    digest = hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+    first = f"{suite}-{digest}"
+    if first not in taken:
+        return first
+    again = (f"{first}-{number}" for number in itertools.count(2))
+    return next(each for each in again if each not in taken)
+
+
+def _key(column: str, table: Table) -> str:
+    """The key of a column in the metadata of a behavior."""
+    return PREFIX + column if column in _own_keys(table) or column.startswith(PREFIX) else column
+
+
+def _column(key: str, table: Table) -> str | None:
+    """The column of which `_key` is that; None for a key of our own."""
+    return None if key in _own_keys(table) else key.removeprefix(PREFIX)
+
+
+def _own_keys(table: Table) -> set[str]:
+    # A "target" that is made of no other column is a column like any other.
+    return {"suite", "csv"} | ({"target"} - {table.target} if table.target else set())
