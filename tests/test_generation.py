@@ -129,14 +129,14 @@ def test_pivot_probabilities_are_the_models() -> None:
     request = Request("hello", prefill="wait", history=(("why", "so"),))
     response = "this is safe [SAFE] so"
     trace = pivot_probabilities(model, tokenizer, request, response)
-    assert [t.text for t in trace][:-1] == response.split()
+    assert "".join(t.text for t in trace[:-1]) == response
     ids = encode_prompt(tokenizer, "hello", prefill="wait", history=(("why", "so"),))
     for token in trace:
         with torch.no_grad():
             expected = model(torch.tensor([ids])).logits[0, -1].softmax(-1)
         assert token.p_safe == pytest.approx(float(expected[pivots.safe]), rel=1e-4)
         assert token.p_unsafe == pytest.approx(float(expected[pivots.unsafe]), rel=1e-4)
-        ids = [*ids, tokenizer.convert_tokens_to_ids(token.text)]
+        ids = [*ids, tokenizer.convert_tokens_to_ids(token.text.strip())]
 
 
 def test_sampling_depends_on_a_requests_own_seed_and_nothing_beside_it() -> None:
