@@ -36,20 +36,24 @@
 # Parameters of this notebook
 model: str = ""  # folder or name on the hub; empty: the toy world's R2D
 generator: str = "transformers"  # or "vllm", "openai_server"
-generator_settings: dict = {}  # base_url, max_model_len, dtype, …
+generator_settings: dict = {}  # base_url, dialect, tokenizer, cache, max_model_len, dtype, …
+chat_template: bool = True  # False: prompts reach the model bare (ChatBug)
 defense: str = ""  # of r2d_core.defenses.DEFENSES, round the model
 defense_settings: dict = {}  # of that defence: {copies: 5} of smooth_llm
-behaviors: list[str] = []  # files of behaviors; empty: the toy world's
+behaviors: list[str] = []  # files of behaviors, OR-Bench's csv too; empty: the toy world's
 targets: str = ""  # HarmBench's targets: a JSON object id -> string
 leave_out: list[str] = []  # tags; ["hash_check"]: HarmBench's copyrighted texts
 limit: int = 0  # behaviors of each kind, the first; 0: all
 attacks: dict[str, dict] = {"direct": {}, "prefill_lead": {}}  # name -> settings
 material_file: str = ""  # JSON: wrappers with {request} in them, shots [[question, answer], …]
 attacker: dict = {}  # model (and generator, …) that writes prompts for PAIR and TAP
+evaluator: dict = {}  # model that says whether TAP's prompts are on topic; empty: the attacker
+surrogates: list[dict] = []  # models that gcg_transfer is made on
 test_cases: str = ""  # somebody's file in place of attacks
 completions: str = ""  # somebody's file in place of the model
 judges: dict[str, dict] = {"harmbench_strings": {}}  # name -> model, generator, …
 max_new_tokens: int | None = None  # of an answer with its reasoning; None: 1024, in the toy 64
+timed: int = 8  # requests of each kind whose answers' seconds are measured; 0: none
 seed: int = 0  # of what an attack draws
 export: str = ""  # "harmbench" or "jailbreakbench": files for these suites besides
 output_dir: str = "results/interactive/evaluation"  # one folder a model and set of attacks
@@ -70,13 +74,20 @@ import pandas as pd
 from IPython.display import HTML, Markdown, display
 
 from r2d_core import plots
-from r2d_core.attack_success import success_by_behavior, tells_success
+from r2d_core.attack_success import (
+    score_means,
+    success_by_behavior,
+    tells_scores,
+    tells_success,
+)
 from r2d_core.attacks import make_attack
 from r2d_core.evaluation import (
     UNASKED,
     answer_all,
+    any_behaviors,
     attack_all,
     check_judgeable,
+    costs_once,
     defend,
     first_of_each_kind,
     judge_once,
@@ -86,13 +97,15 @@ from r2d_core.evaluation import (
     read_material,
     summary,
     with_forgeries,
+    with_own_traces,
     with_targets,
     without_tags,
+    without_template,
     write_suite_files,
 )
 from r2d_core.metrics import rates_as_columns
 from r2d_core.provenance import footer_html, provenance
-from r2d_core.records import read_behaviors, read_completions, read_test_cases, write_text_atomic
+from r2d_core.records import read_completions, read_test_cases, write_text_atomic
 from r2d_core.toy.base import LONGEST_ANSWER
 from r2d_core.toy.evaluation import toy_evaluation
 from r2d_core.toy.stages import default_checkpoint
@@ -100,12 +113,12 @@ from r2d_core.toy.stages import default_checkpoint
 folder = Path(output_dir)
 material, asked, sitting = UNASKED, [], make_judges(judges, folder)
 for file in behaviors:
-    asked += read_behaviors(file)
+    asked += any_behaviors(file)
 if not behaviors:
     asked, exact, material = toy_evaluation()
     sitting = {exact.name: (exact, "")} | sitting
 else:
-    asked = with_forgeries(without_tags(asked, leave_out))
+    asked = without_tags(asked, leave_out)
 longest = max_new_tokens or (1024 if behaviors else LONGEST_ANSWER)
 asked = first_of_each_kind(asked, limit)
 if targets:
@@ -121,6 +134,8 @@ display(
 
 # %% [markdown]
 # ## Attacks and answers
+#
+# Attacks on the pivots aim at what the model itself writes on each request up to a pivot.
 
 # %% tags=["hide-input"]
 if completions:
@@ -128,15 +143,24 @@ if completions:
 else:
     place = model or str(default_checkpoint("r2d", 0))
     reached = reach(place, generator, **generator_settings)
+    if not chat_template:
+        reached = without_template(reached)
+    aimed = asked
+    if any("pivot_target" in attack.needs for attack in attempts.values()) and not test_cases:
+        aimed = with_own_traces(asked, reached, folder, max_new_tokens=longest)
+    if behaviors:
+        aimed = with_forgeries(aimed)
     if defense:
         reached = defend(reached, defense, **defense_settings)
     if test_cases:
         cases = read_test_cases(test_cases)
     else:
         cases = attack_all(
-            asked, attempts, reached, next(iter(sitting.values()))[0], folder,
+            aimed, attempts, reached, next(iter(sitting.values()))[0], folder,
             max_new_tokens=longest, seed=seed,
             attacker=reach_described("attacker", attacker) if attacker else None,
+            evaluator=reach_described("evaluator", evaluator) if evaluator else None,
+            surrogates=[reach_described("a surrogate", each) for each in surrogates],
             material=material,
         )  # fmt: skip
     answered = answer_all(cases, reached, folder, max_new_tokens=longest)
@@ -148,23 +172,40 @@ spent = pd.DataFrame(
         "queries": completion.metadata.get("queries", 1),
         "cut off": completion.finish == "length",
         "no answer": "error" in completion.metadata,
+        "no prompt": "missing" in completion.metadata,
     }
     for completion in answered
 )
 means = {"completions": "sum", "tokens": "mean", "queries": "mean"}
 display(
     plots.table(
-        spent.groupby("attack", sort=False).agg({**means, "cut off": "sum", "no answer": "sum"}),
+        spent.groupby("attack", sort=False).agg(
+            means | dict.fromkeys(("cut off", "no answer", "no prompt"), "sum")
+        ),
         caption="Tokens of an answer and queries of an attack are means",
         number="{:.1f}",
     )
 )
 
 # %% [markdown]
+# ## What an answer costs
+#
+# Of direct requests, asked in one batch a kind: the mean of an answer, reasoning included.
+
+# %% tags=["hide-input"]
+if timed and not completions:
+    some = first_of_each_kind(asked, timed)
+    costs = costs_once(some, reached, folder, max_new_tokens=longest)
+    display(plots.table(pd.DataFrame(costs), index=False, number="{:.3g}"))
+else:
+    display(Markdown("*No answer was timed.*"))
+
+# %% [markdown]
 # ## Attack success
 #
 # By each judge's own labels, of the whole response, its reasoning and its answer. What a judge's
-# model said that cannot be read is *unparsable*, and in no rate.
+# model said that cannot be read is *unparsable*, and in no rate. A request for which an attack has
+# no prompt or no completion is a failure, and *not attempted*.
 
 # %% tags=["hide-input"]
 verdicts = {
@@ -193,7 +234,8 @@ display(plots.table(succeeded, index=False))
 harmful = {behavior.id for behavior in asked if behavior.kind == "harmful"}
 by_behavior = success_by_behavior(
     [v for name, made in verdicts.items() if tells_success(name) for v in made
-     if v.behavior_id in harmful]
+     if v.behavior_id in harmful],
+    asked,
 )  # fmt: skip
 several = by_behavior[by_behavior["completions"] > by_behavior["behaviors"]]
 if len(several):
@@ -202,6 +244,18 @@ if len(several):
             several.assign(success=several["success"].map(str)),
             caption="Several completions of a behavior: the mean over behaviors, as HarmBench "
             "counts, with an interval that draws behaviors",
+            index=False,
+        )
+    )
+
+scored = [v for name, made in verdicts.items() if tells_scores(name) for v in made
+          if v.behavior_id in harmful]  # fmt: skip
+if scored:
+    scores = score_means(scored, asked)
+    display(
+        plots.table(
+            scores.assign(score=scores["score"].map(str)),
+            caption="StrongREJECT's mean score, from 0 to 1",
             index=False,
         )
     )

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from r2d_core.errors import InputError
-from r2d_core.generation import Generator, Request
+from r2d_core.generation import Generation, Generator, Request, answer_each
 from r2d_core.records import Behavior
 from r2d_core.trajectories import parse
 
@@ -43,18 +43,21 @@ def answer_costs(
     """The cost of answering, one `Cost` for each kind among the behaviors, by their first.
 
     Behaviors are asked behind their contexts, the kinds one after the other, after one request that
-    is not counted: the first call pays for what is made once. Raises InputError without behaviors.
+    is not counted: the first call pays for what is made once. Requests that cannot be answered are
+    not counted; a kind of nothing else has no `Cost`. Raises InputError without behaviors.
     """
     if not behaviors:
         raise InputError("there is nothing to ask: expected at least one behavior")
-    generator.generate([Request(behaviors[0].request)], max_new_tokens)
+    answer_each(generator, [Request(behaviors[0].request)], max_new_tokens)
     costs = []
     for kind in dict.fromkeys(behavior.kind for behavior in behaviors):
         requests = [Request(behavior.request) for behavior in behaviors if behavior.kind == kind]
         started = time.perf_counter()
-        made = generator.generate(requests, max_new_tokens)
+        answers = answer_each(generator, requests, max_new_tokens)
         seconds = time.perf_counter() - started
-        n = len(made)
+        made = [each for each in answers if isinstance(each, Generation)]
+        if not (n := len(made)):
+            continue
         costs.append(
             Cost(
                 kind=kind,

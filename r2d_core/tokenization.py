@@ -202,6 +202,27 @@ def encode_examples(
     return rows
 
 
+def encode_text(tokenizer: PreTrainedTokenizerBase, text: str, *, bos: bool = False) -> list[int]:
+    """The ids of a text by itself, in which control tokens are text, as they are in a message.
+
+    (`split_special_tokens` parses those that the tokenizer does not call special: Qwen3's
+    `<think>`.) With ``bos`` the tokenizer's BOS comes first, where it is its habit to put one.
+    """
+    control, mark = _control_tokens(tokenizer), _mark_not_in(text)
+    ids = _encode_parts(tokenizer, [_cut(text, control, mark).split(mark)])
+    return (_with_one_bos(tokenizer, ids) if bos else ids)[0]
+
+
+def takes_system(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the chat template has a place for a system message: some refuse or drop it."""
+    chat = [{"role": "system", "content": "sentinel"}, {"role": "user", "content": "hello"}]
+    require_chat_template(tokenizer)
+    try:
+        return "sentinel" in str(tokenizer.apply_chat_template(chat, tokenize=False))
+    except TemplateError:
+        return False
+
+
 def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The id that the chat template writes after an assistant message, as a list of one.
 
@@ -326,8 +347,7 @@ def _render(
 
 
 def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
-    require_chat_template(tokenizer)
-    template = tokenizer.get_chat_template()
+    template = tokenizer.get_chat_template() if tokenizer.chat_template else ""
     return tuple(
         token.content
         for token in tokenizer.added_tokens_decoder.values()

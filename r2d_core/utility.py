@@ -11,7 +11,8 @@ The library does the work; this room sees to it that a model is asked as it was 
 - Greedy decoding and nothing else. The library generates under the model's own generation
   configuration, which may hold a repetition penalty (Qwen2.5's); it is set aside meanwhile.
 - Reasoning is not the answer. In tasks that generate, all up to the last `</think>` is cut before
-  scoring.
+  scoring, and there is room to reach it; what never does has the empty answer and is counted
+  (`reasoning_lm`).
 
 **What multiple choice measures.** ARC, BoolQ, MMLU, PIQA and SciQ compare the log-probabilities of
 given answers as the *first* words of the response, where an R2D model would begin to reason. The
@@ -29,7 +30,7 @@ import copy
 import dataclasses
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from importlib import metadata
@@ -62,6 +63,8 @@ class UtilityConfig:
         shots: worked examples in the prompt; None: each task's default.
         system: the system message.
         batch_size: items at once.
+        max_new_tokens: length of an answer with its reasoning, in tasks that generate, whatever
+            the task says (GSM8K leaves it at the library's 256).
         seed: of the choice of worked examples.
 
     Raises InputError for no task, a task named twice and numbers out of range.
@@ -74,6 +77,7 @@ class UtilityConfig:
     shots: int | None = None
     system: str = ""
     batch_size: int = 8
+    max_new_tokens: int = 1024
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -83,7 +87,8 @@ class UtilityConfig:
             raise InputError("UtilityConfig own_tasks_only: give a task_folder")
         if self.task_folder and not Path(self.task_folder).is_dir():
             raise InputError(f"UtilityConfig task_folder: no folder at {self.task_folder!r}")
-        for name, minimum in (("limit", 1), ("shots", 0), ("batch_size", 1), ("seed", 0)):
+        for name, minimum in (("limit", 1), ("shots", 0), ("batch_size", 1), ("max_new_tokens", 1),
+                              ("seed", 0)):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value < minimum:
                 raise InputError(
@@ -96,7 +101,8 @@ class Score:
     """One metric of one task or group.
 
     ``stderr`` is the library's standard error over items, nan where it gives none; ``filter`` says
-    how answers were extracted ("none", "strict-match" …).
+    how answers were extracted ("none", "strict-match" …). ``unfinished`` of the ``n`` answers ended
+    at the token limit or within the reasoning: with many of them the value says little.
     """
 
     task: str
@@ -107,6 +113,7 @@ class Score:
     n: int
     higher_is_better: bool
     version: str
+    unfinished: int = 0
 
     def __str__(self) -> str:
         return f"{100 * self.value:.1f} ± {100 * self.stderr:.1f}"
@@ -115,13 +122,14 @@ class Score:
 def measure_utility(model: Any, tokenizer: Any, config: UtilityConfig) -> list[Score]:
     """The scores of a model that is in memory, in the order of the library's table.
 
-    Raises InputError where the library is not installed, a task is not known, or the tokenizer has
-    no chat template.
+    Raises InputError where the library is not installed, a task is not known, the tokenizer has no
+    chat template, or the model's context no room for an answer.
     """
     try:
         import lm_eval
-        from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import TaskManager
+
+        from r2d_core.reasoning_lm import ReasoningLM
     except ImportError as error:
         raise InputError(
             f"lm-evaluation-harness is not installed ({error}); pip install 'r2d_core[eval]'"
@@ -134,7 +142,7 @@ def measure_utility(model: Any, tokenizer: Any, config: UtilityConfig) -> list[S
         if task not in manager.all_tasks:
             raise InputError(unknown("task", task, manager.all_tasks[:20]))
     model.eval()
-    wrapped = HFLM(
+    wrapped = ReasoningLM(
         pretrained=model,
         tokenizer=copy.deepcopy(tokenizer),  # it gives a tokenizer without a padding token one
         batch_size=config.batch_size,
@@ -148,6 +156,7 @@ def measure_utility(model: Any, tokenizer: Any, config: UtilityConfig) -> list[S
             task_manager=manager,
             num_fewshot=config.shots,
             limit=config.limit,
+            gen_kwargs={"max_gen_toks": config.max_new_tokens},
             system_instruction=config.system or None,
             apply_chat_template=True,
             fewshot_as_multiturn=True,
@@ -159,7 +168,7 @@ def measure_utility(model: Any, tokenizer: Any, config: UtilityConfig) -> list[S
             bootstrap_iters=1000,
         )
     assert found is not None  # None is for the other ranks of a distributed run
-    return _scores(found)
+    return _scores(found, wrapped.unfinished)
 
 
 def write_utility(
@@ -180,7 +189,7 @@ def write_utility(
     write_json_atomic(path, {"scores": rows, "provenance": record})
 
 
-def _scores(found: Any) -> list[Score]:
+def _scores(found: Any, unfinished: Mapping[str, int]) -> list[Score]:
     scores = []
     for task, values in found["results"].items():
         for key, value in values.items():
@@ -200,15 +209,20 @@ def _scores(found: Any) -> list[Score]:
                     n=int(samples.get("effective", values.get("sample_len", 0)) or 0),
                     higher_is_better=better is not False,
                     version=str(found.get("versions", {}).get(task, "")),
+                    unfinished=unfinished.get(task, 0),
                 )
             )
     return scores
 
 
-def _think_end(tokenizer: Any) -> int | None:
-    """The id of `</think>`: as a special token it would be gone from the decoded text."""
+def _think_end(tokenizer: Any) -> int | str:
+    """The id of `</think>`: as a special token it would be gone from the decoded text.
+
+    The string itself where it is several tokens, and so there.
+    """
     ids = tokenizer(THINK_CLOSE, add_special_tokens=False)["input_ids"]
-    return ids[0] if len(ids) == 1 and tokenizer.decode(ids).strip() == THINK_CLOSE else None
+    single = len(ids) == 1 and tokenizer.decode(ids).strip() == THINK_CLOSE
+    return ids[0] if single else THINK_CLOSE
 
 
 @contextlib.contextmanager

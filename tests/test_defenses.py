@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,6 +33,7 @@ from r2d_core.defenses.smooth_llm import perturb
 from r2d_core.defenses.word_files import read_synonyms, read_words
 from r2d_core.errors import InputError
 from r2d_core.generation import Generation, Request, TransformersGenerator
+from r2d_core.pivots import expand_vocabulary
 
 ASKED = [
     Request("How do I make the bano tiskel?", system="be brief", prefill="so"),
@@ -219,6 +221,24 @@ def test_a_text_cannot_hide_behind_control_tokens() -> None:
     )
     log_perplexities(model, tokenizer, ["a<|eot_id|>b"])
     assert tokenizer.eos_token_id not in seen and len(seen) > 4
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "r1"])
+def test_think_tokens_in_a_prompt_are_text_to_a_filter(family: Any) -> None:
+    """Those of Qwen3 and R1 are added tokens that their tokenizers do not call special."""
+    tokenizer = tiny_tokenizer(family)
+    model = tiny_model(family, tokenizer)
+    expand_vocabulary(model, tokenizer)
+    added = set(tokenizer.added_tokens_decoder) - {tokenizer.bos_token_id}
+    seen: list[int] = []
+    model.register_forward_pre_hook(
+        lambda module, args: seen.extend(args[0].flatten().tolist())  # type: ignore[func-returns-value]
+    )
+    text = "a <think> b [SAFE] </think> c"
+    log_perplexities(model, tokenizer, [text])
+    assert len(seen) > 10 and not added & set(seen)
+    whole, *erased = EraseAndCheck(Scripted(), lambda t: [], tokenizer, max_erase=3).erased(text)
+    assert whole == text and any(each.endswith(("</", "</think")) for each in erased)
 
 
 def test_the_filter_refuses_what_is_above_a_threshold_fitted_on_benign_prompts() -> None:

@@ -11,6 +11,7 @@ from tiny_models import tiny_model, tiny_tokenizer
 
 from r2d_core.errors import InputError
 from r2d_core.generation import GENERATORS, Request, TransformersGenerator, complete
+from r2d_core.generation.encoding import encode_request
 from r2d_core.generation.trace import pivot_probabilities
 from r2d_core.pivots import expand_vocabulary
 from r2d_core.records import TestCase
@@ -200,6 +201,21 @@ def test_a_conversation_goes_through_the_chat_template() -> None:
     written = one_at_a_time(model, ids, generator.stop_ids, 8)
     kept = [token for token in written if token not in generator.stop_ids]
     assert made.text == tokenizer.decode(kept, clean_up_tokenization_spaces=False)
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma", "llama"])
+def test_a_system_message_that_a_template_refuses_begins_the_first_turn(family: Any) -> None:
+    tokenizer = tiny_tokenizer(family)
+    takes = family == "llama"
+    history = (("hello", "hi"),)
+    for before in ((), history):
+        asked = Request("now ?", system="be careful", history=before)
+        first, *later = [*(turn[0] for turn in before), "now ?"]
+        moved = [first if takes else f"be careful\n\n{first}", *later]
+        assert encode_request(tokenizer, asked) == encode_prompt(
+            tokenizer, moved[-1], system="be careful" if takes else "",
+            history=[(moved[0], "hi")] if before else (),
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize("temperature", [-1.0, float("nan"), float("inf")])

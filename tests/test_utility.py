@@ -108,11 +108,17 @@ def test_choices_are_scored_as_the_model_was_trained_to_be_asked(family, tasks):
     assert score.stderr == pytest.approx(math.sqrt(score.value * (1 - score.value) / 3))
 
 
-def test_reasoning_is_cut_and_greedy_is_greedy(tasks, monkeypatch):
+@pytest.mark.parametrize("expanded", [True, False])
+def test_reasoning_is_cut_and_greedy_is_greedy(expanded, tasks, monkeypatch):
+    """Also where `</think>` is several tokens; and a stop string in the reasoning ends nothing."""
     tokenizer = tiny_tokenizer("llama")
     model = tiny_model("llama", tokenizer)
-    expand_vocabulary(model, tokenizer)
-    written = tokenizer("<think> y [SAFE] </think> x", add_special_tokens=False)["input_ids"]
+    if expanded:
+        expand_vocabulary(model, tokenizer)
+    sums = Path(tasks) / "sums.yaml"
+    sums.write_text(sums.read_text().replace("until: []", 'until: ["Question:"]'))
+    text = "<think> Question: y [SAFE] </think> xQuestion: z"
+    written = tokenizer(text, add_special_tokens=False)["input_ids"]
     written.append(tokenizer.eos_token_id)
     own = model.generation_config = GenerationConfig(
         repetition_penalty=1.3, eos_token_id=tokenizer.eos_token_id
@@ -124,12 +130,16 @@ def test_reasoning_is_cut_and_greedy_is_greedy(tasks, monkeypatch):
         return torch.cat([input_ids, torch.tensor([written] * len(input_ids))], dim=1)
 
     monkeypatch.setattr(model, "generate", generate)
-    config = UtilityConfig(tasks=("sums",), task_folder=tasks, own_tasks_only=True, limit=3)
+    config = UtilityConfig(
+        tasks=("sums",), task_folder=tasks, own_tasks_only=True, limit=3, max_new_tokens=100
+    )
     (score,) = measure_utility(model, tokenizer, config)
     assert (score.metric, score.value, score.n) == ("exact_match", 1.0, 3)
     during, settings, input_ids = seen[0]
     assert during.repetition_penalty in (None, 1.0)
-    assert settings["do_sample"] is False
+    assert settings["do_sample"] is False and not settings["stopping_criteria"]
+    assert settings["max_length"] == input_ids.shape[1] + config.max_new_tokens
+    assert score.unfinished == 0
     assert model.generation_config is own
     prompts = [encode_prompt(tokenizer, question) for question, _, _ in QUESTIONS]
     for row, mask in zip(input_ids.tolist(), settings["attention_mask"].tolist(), strict=True):
@@ -137,12 +147,46 @@ def test_reasoning_is_cut_and_greedy_is_greedy(tasks, monkeypatch):
     assert tokenizer.pad_token is None  # the library gives its own copy one
 
 
+@pytest.mark.parametrize("family", ["llama", "r1"])
+@pytest.mark.parametrize("cut_off", [True, False])
+def test_a_reasoning_without_end_answers_nothing(family, cut_off, tasks, monkeypatch):
+    """Although the right answer is the last thing in it; R1's template opens it itself."""
+    tokenizer = tiny_tokenizer(family)
+    model = tiny_model(family, tokenizer)
+    expand_vocabulary(model, tokenizer)
+    begin = "" if family == "r1" else "<think>"
+    written = tokenizer(f"{begin} y is x", add_special_tokens=False)["input_ids"]
+    written += [] if cut_off else [tokenizer.eos_token_id]
+    (Path(tasks) / "sums.yaml").write_text(
+        (Path(tasks) / "sums.yaml").read_text()
+        + "filter_list: [{name: last, filter: [{function: regex, regex_pattern: '(x)'},"
+        " {function: take_first}]}]\n"
+    )
+
+    def generate(input_ids, **settings):
+        return torch.cat([input_ids, torch.tensor([written] * len(input_ids))], dim=1)
+
+    monkeypatch.setattr(model, "generate", generate)
+    config = UtilityConfig(
+        tasks=("sums",), task_folder=tasks, own_tasks_only=True, max_new_tokens=100
+    )
+    (score,) = measure_utility(model, tokenizer, config)
+    assert (score.value, score.n, score.unfinished) == (0.0, 4, 4)
+    end = tokenizer("</think> x", add_special_tokens=False)["input_ids"]
+    written[:] = [*written[:-1], *end, tokenizer.eos_token_id]
+    (score,) = measure_utility(model, tokenizer, config)
+    assert (score.value, score.unfinished) == (1.0, 0)
+
+
 def test_a_model_that_reasons_for_ever_is_wrong_and_not_an_error(tasks):
     tokenizer = tiny_tokenizer("llama")
     model = tiny_model("llama", tokenizer)
-    config = UtilityConfig(tasks=("colours", "sums"), task_folder=tasks, own_tasks_only=True)
+    config = UtilityConfig(
+        tasks=("colours", "sums"), task_folder=tasks, own_tasks_only=True, max_new_tokens=8
+    )
     scores = {score.task: score for score in measure_utility(model, tokenizer, config)}
-    assert scores["sums"].value == 0
+    assert scores["sums"].value == 0 and scores["sums"].unfinished == 4
+    assert scores["colours"].unfinished == 0
     again = {score.task: score for score in measure_utility(model, tokenizer, config)}
     assert scores == again
 
@@ -183,6 +227,10 @@ def test_what_is_wrong_is_said(tasks):
     with pytest.raises(InputError, match="unknown task 'colors', did you mean 'colours'"):
         measure_utility(
             model, tokenizer, UtilityConfig(("colors",), task_folder=tasks, own_tasks_only=True)
+        )
+    with pytest.raises(InputError, match="1024 is no less than the model's context of 512 tokens"):
+        measure_utility(
+            model, tokenizer, UtilityConfig(("sums",), task_folder=tasks, own_tasks_only=True)
         )
     tokenizer.chat_template = None
     with pytest.raises(InputError, match="no chat template"):

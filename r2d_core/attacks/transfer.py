@@ -19,9 +19,10 @@ from r2d_core.records import Behavior, TestCase, read_test_cases
 class Transfer:
     """The test cases of ``file`` for the behaviors, matched by id, in the behaviors' order.
 
-    Of several for one behavior the first is taken. A behavior without one is an attack that failed:
-    its prompt is put as it is, and ``metadata["missing"]`` says so. ``metadata["made_by"]`` is the
-    attack that made the test case.
+    Of several for one behavior the first is taken. A behavior without one (a null prompt of
+    JailbreakBench's) is an attack that failed: its test case has no prompt and
+    ``metadata["missing"]``, and is not put to the model (`evaluation.answer_all`).
+    ``metadata["made_by"]`` is the attack that made the test case.
     """
 
     name: ClassVar[str] = "transfer"
@@ -53,7 +54,5 @@ class Transfer:
                 metadata = {**case.metadata, "made_by": case.attack}
                 cases.append(replace(case, attack=self.name, metadata=metadata))
             else:
-                cases.append(
-                    TestCase(behavior.id, self.name, behavior.request, metadata={"missing": True})
-                )
+                cases.append(TestCase(behavior.id, self.name, "", metadata={"missing": True}))
         return cases

@@ -11,7 +11,9 @@ request ("suffix"), about length × max_erase ("insertion"), or about length ** 
 
 Unlike the original: the filter is any function, as the paper's own (Llama-2 with a prompt, a
 fine-tuned DistilBERT) are models of their time. JailbreakBench asks the target for an answer to
-every erased prompt and has it judged: that is `refusal_filter`.
+every erased prompt and has it judged: that is `refusal_filter`. Left out: several stretches
+inserted at once, and the paper's RandEC, GreedyEC and GradEC, which look at some of the erased
+prompts only and certify nothing.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from r2d_core.checking import unknown
 from r2d_core.defenses.refusal import REFUSAL, answer_unless
 from r2d_core.errors import InputError
 from r2d_core.generation import Generation, Generator, Request
+from r2d_core.tokenization import encode_text
 
 Mode = Literal["suffix", "insertion", "infusion"]
 SafetyFilter = Callable[[Sequence[str]], Sequence[bool]]
@@ -77,8 +80,7 @@ class EraseAndCheck:
     def erased(self, prompt: str) -> Iterator[str]:
         """The prompt, and what is left of it; never nothing at all."""
         yield prompt
-        ids = self.tokenizer(prompt, add_special_tokens=False, split_special_tokens=True)
-        ids = ids["input_ids"]
+        ids = encode_text(self.tokenizer, prompt)
         most = min(self.max_erase, len(ids) - 1)
         for n in range(1, most + 1):
             if self.mode == "suffix":
@@ -94,7 +96,11 @@ class EraseAndCheck:
 def refusal_filter(
     generator: Generator, refused: Callable[[str], bool], max_new_tokens: int
 ) -> SafetyFilter:
-    """A filter that calls harmful what a generator refuses to answer; one query a text."""
+    """A filter that calls harmful what a generator refuses to answer; one query a text.
+
+    ``refused`` is shown the whole answer. Of a model that reasons it has to look behind the
+    reasoning, and ``max_new_tokens`` to reach there: an unfinished reasoning refuses nothing.
+    """
 
     def harmful(texts: Sequence[str]) -> list[bool]:
         answers = generator.generate([Request(text) for text in texts], max_new_tokens)

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from r2d_core.defenses.refusal import REFUSAL, answer_unless
 from r2d_core.errors import InputError
 from r2d_core.generation import Generation, Generator, Request
+from r2d_core.tokenization import encode_text
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,9 @@ class PerplexityFilter:
 
     Args:
         generator: what is defended.
-        model, tokenizer: the filter's causal language model (GPT-2 in the papers).
+        model, tokenizer: the filter's causal language model. GPT-2 in the papers; the defended
+            model itself, as a chapter gives it unless told another, knows its own training
+            prompts and finds other things improbable.
         threshold: mean negative log-likelihood in nats above which a prompt is refused; see
             `fit_threshold`. Perplexity is its exponential.
         window: tokens whose mean is looked at, the worst window counts (10 in Jain et al.); None
@@ -102,7 +105,7 @@ def log_perplexities(
     context = getattr(model.config, "max_position_embeddings", None) or math.inf
     scores = []
     for text in texts:
-        ids = tokenizer(text, split_special_tokens=True)["input_ids"]
+        ids = encode_text(tokenizer, text, bos=True)
         if len(ids) < 2:
             scores.append(0.0)
             continue

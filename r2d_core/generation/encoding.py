@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 from r2d_core.generation.generator import Generation, Request
-from r2d_core.tokenization import encode_prompt, end_of_turn
+from r2d_core.tokenization import encode_prompt, end_of_turn, takes_system
 
 
 def encode_request(tokenizer: Any, request: Request) -> list[int]:
-    """The ids after which the model answers the request."""
+    """The ids after which the model answers the request.
+
+    A system message that the chat template has no place for (Gemma's, Mistral's) begins the first
+    user turn.
+    """
+    if request.system and not takes_system(tokenizer):
+        request = _without_system(request)
     return encode_prompt(
         tokenizer,
         request.prompt,
@@ -18,6 +25,12 @@ def encode_request(tokenizer: Any, request: Request) -> list[int]:
         prefill=request.prefill,
         history=request.history,
     )
+
+
+def _without_system(request: Request) -> Request:
+    first, *later = [*request.history, (request.prompt, "")]
+    turns = [(f"{request.system}\n\n{first[0]}", first[1]), *later]
+    return dataclasses.replace(request, system="", history=tuple(turns[:-1]), prompt=turns[-1][0])
 
 
 def stop_ids_of(tokenizer: Any, stated: int | Sequence[int] | None) -> list[int]:

@@ -263,7 +263,6 @@ class OpenAIServerGenerator:
         import openai
 
         said = _says(error)
-        # 403 may mean the key or this text, which a provider's moderation has flagged.
         if error.status_code == 404 or self.model in said:
             try:
                 listing = client.with_options(max_retries=0, timeout=10.0).models.list()
@@ -275,7 +274,8 @@ class OpenAIServerGenerator:
                     f"base_url: {self.base_url} is no OpenAI-compatible server ({said}); it "
                     "usually ends in /v1"
                 )
-            if names and self.model not in names:
+            # 403 may be a provider's moderation, which flags this text: that needs proof.
+            if self.model not in names and (names or error.status_code != 403):
                 return InputError(
                     f"{self.base_url}: {unknown('model', self.model, names)} ({said})"
                 )
