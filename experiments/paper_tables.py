@@ -19,7 +19,7 @@ from scipy.stats import fisher_exact
 from r2d_core.errors import InputError
 from r2d_core.metrics import Rate, holm
 from r2d_core.plots import paper_intervals
-from r2d_core.sampling_error import behaviors_needed
+from r2d_core.sampling_error import behaviors_needed, pairs_needed
 
 N = 100  # prompts behind each of the paper's attack success rates
 ANALOGUES = {"PAIR": "refinement", "GCG": "gcg_answer", "JBC": "wrapper"}
@@ -109,7 +109,7 @@ def _rate_cell(value: float | None) -> str:
     if value is None:
         return "<td>–</td>"
     rate = Rate(round(value * N / 100), N)
-    return f"<td>{value:.0f} <small>{_interval(rate)}</small></td>"
+    return f"<td>{value:.0f} <small>{_interval(rate)}, n={rate.n}</small></td>"
 
 
 def _accuracy_table(rows: pd.DataFrame) -> str:
@@ -131,8 +131,10 @@ class Gap:
 
     ``p`` is Fisher's exact test of the two counts as if their prompts were different ones (the
     single verdicts are not published), ``corrected`` Holm's over the cells of the same comparison;
-    ``needed`` the prompts per method at which four of five such trials would find a gap of this
-    size (`sampling_error.behaviors_needed`), None where there is no gap.
+    ``needed`` the prompts per method at which four of five such tests would find a gap of this
+    size (`sampling_error.behaviors_needed`), ``paired`` those that McNemar's test on common prompts
+    would need at least, were one method never the only one to fail (`sampling_error.pairs_needed`);
+    both None where there is no gap.
     """
 
     model: str
@@ -144,6 +146,7 @@ class Gap:
     p: float
     corrected: float
     needed: int | None
+    paired: int | None
 
 
 def gaps(rows: pd.DataFrame, method: str, other: str) -> list[Gap]:
@@ -167,7 +170,8 @@ def gaps(rows: pd.DataFrame, method: str, other: str) -> list[Gap]:
     return [
         Gap(
             str(model), str(task), method, other, a, b, p, corrected,
-            needed=None if a == b else behaviors_needed(a / 100, b / 100),
+            needed=None if a == b else behaviors_needed(min(a, b) / 100, max(a, b) / 100),
+            paired=None if a == b else pairs_needed(abs(a - b) / 100, 0.0),
         )
         for (model, task, a, b), p, corrected in zip(both, raw, holm(raw), strict=True)
     ]  # fmt: skip
@@ -198,19 +202,21 @@ def _lower_higher(some: list[Gap]) -> str:
 
 
 def _gap_tables(compared: list[list[Gap]]) -> str:
-    heads = ["model", "attack", "%", "other, %", "p", "p, corrected", "prompts needed"]
+    heads = ["model", "attack", "%", "other, %", "p", "p, corrected", "prompts needed",
+             "if paired, at least"]  # fmt: skip
     parts = []
     for some in compared:
         body = [
             [
                 _th(gap.model),
                 f"<td>{html.escape(gap.attack)}</td>",
-                f"<td>{gap.percent:.0f}</td>",
-                f"<td>{gap.other_percent:.0f}</td>",
+                _rate_cell(gap.percent),
+                _rate_cell(gap.other_percent),
                 f"<td>{gap.p:.2g}</td>",
                 f"<td>{'<b>' * (gap.corrected < 0.05)}{gap.corrected:.2g}"
                 f"{'</b>' * (gap.corrected < 0.05)}</td>",
                 f"<td>{'no gap' if gap.needed is None else gap.needed}</td>",
+                f"<td>{'no gap' if gap.paired is None else gap.paired}</td>",
             ]
             for gap in some
         ]
@@ -219,33 +225,41 @@ def _gap_tables(compared: list[list[Gap]]) -> str:
 
 
 def _beside(asr: pd.DataFrame, ours: pd.DataFrame) -> str:
+    # What the ablations repeat from the main table is counted once.
+    cells = asr.drop_duplicates(["model", "task", "method"]).astype({"value": float})
     whole = ours[ours["scope"] == "whole"]
     sums = whole.groupby(["attack", "method"])[["harmful", "n"]].sum()
     counts = dict(zip(sums.index, sums.itertuples(index=False), strict=True))
     body = []
     for task, attack in ANALOGUES.items():
         for label, method in ARMS.items():
-            values = asr[(asr["task"] == task) & (asr["method"] == label)]["value"].astype(float)
+            values = cells[(cells["task"] == task) & (cells["method"] == label)]["value"]
+            paper = Rate(round(values.sum() * N / 100), N * len(values))
+            theirs = (
+                f"{_pooled(paper)} <small>({len(values)} models: {values.min():.0f} to "
+                f"{values.max():.0f})</small>"
+            )
             if (attack, method) in counts:
                 harmful, n = counts[attack, method]
-                rate = Rate(int(harmful), int(n))
-                own = f"{100 * rate.rate:.1f} <small>{_interval(rate)}, n={rate.n}</small>"
+                own = _pooled(Rate(int(harmful), int(n)))
             else:
                 own = "not run"
-            middle = (
-                f"{values.median():.0f} <small>({values.min():.0f} to {values.max():.0f})</small>"
-            )
             body.append(
                 [
                     _th(f"{task} / {attack}"),
                     f"<td>{html.escape(label)} / {html.escape(method)}</td>",
-                    f"<td>{middle}</td>",
+                    f"<td>{theirs}</td>",
                     f"<td>{own}</td>",
                 ]
             )
-    heads = ["attack: paper / here", "method: paper / here", "paper: median (range) of its models",
-             "here [95% interval]"]  # fmt: skip
+    heads = ["attack: paper / here", "method: paper / here",
+             "paper: its models pooled [95% interval] (their range)",
+             "here: all runs pooled [95% interval]"]  # fmt: skip
     return _table("Attack success rate, %: the paper's models and our experiment", heads, body)
+
+
+def _pooled(rate: Rate) -> str:
+    return f"{100 * rate.rate:.1f} <small>{_interval(rate)}, n={rate.n}</small>"
 
 
 def _interval(rate: Rate) -> str:

@@ -51,7 +51,6 @@ from pathlib import Path
 
 import pandas as pd
 from IPython.display import HTML, Markdown, display
-from transformers import AutoTokenizer
 
 from r2d_core import plots
 from r2d_core.checking import unknown
@@ -60,17 +59,20 @@ from r2d_core.pivots import PivotIds
 from r2d_core.provenance import footer_html, provenance
 from r2d_core.records import write_json_atomic
 from r2d_core.tokenization import encode_example
-from r2d_core.toy.arms import ARMS, safety_prompts, write_example
+from r2d_core.toy.arms import ARMS, VANILLA, safety_prompts, write_example
 from r2d_core.toy.language import make_language
+from r2d_core.toy.measure import load
 from r2d_core.toy.splits import make_splits
-from r2d_core.toy.stages import ArmTraining, default_expanded, train_arm
+from r2d_core.toy.stages import ArmTraining, find_checkpoint, train_arm
 
 if method not in ARMS:
     raise InputError(unknown("method", method, ARMS))
 arm = ARMS[method]
 language = make_language(world_seed)
 splits = make_splits(language, world_seed)
-source = checkpoint or default_expanded(world_seed)
+source = find_checkpoint(checkpoint, "", VANILLA, seeds[0], world_seed)
+_, tokenizer = load(source)
+PivotIds.from_tokenizer(tokenizer)
 display(
     Markdown(
         f"**{arm.title}**: reasoning {'yes' if arm.reasoning else 'no'}, "
@@ -114,8 +116,6 @@ display(
 # As the model reads it: the chat template, one beginning of sequence, labels on the response only.
 
 # %%
-tokenizer = AutoTokenizer.from_pretrained(source)
-PivotIds.from_tokenizer(tokenizer)
 example = next(e for name, e in shown if name == "harmful how-to")
 row = encode_example(tokenizer, example.prompt, example.response)
 tokens = pd.DataFrame(

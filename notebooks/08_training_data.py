@@ -19,13 +19,27 @@
 # R2D learns from *trajectories*: reasoning in steps, each closed by a pivot, and an answer. This
 # notebook makes some in the toy world, compares their instructions with the evaluation's, reads the
 # result back with every defect reported, and shows what it is made of. Give it a `source`, R2D-R1
-# from the hub for one, and its second half, from *What was read* on, is about that instead.
+# from the hub for one, and its second half, from *What was read* on, is about that instead. Give it
+# a `teacher`, and the data is a real model's:
+#
+# ```yaml
+# teacher: {model: deepseek-r1-70b, generator: openai_server, base_url: "http://…/v1"}
+# guard: {model: meta-llama/Llama-3.1-8B-Instruct}
+# instruction_files: [advbench/harmful_behaviors.csv]
+# evaluation_files: [jailbreakbench/harmful-behaviors.csv]
+# tokenizer: meta-llama/Meta-Llama-3-8B-Instruct
+# ```
 
 # %% tags=["parameters"]
 # Parameters of this notebook
 source: str = ""  # file, folder or hub name ("chuhac/R2D-R1"); empty: make data in the toy world
 columns: list[str] = []  # where columns are called otherwise: ["instruction:prompt"]
-tokenizer: str = ""  # whose tokens count (a name or a path), a source needs one; empty: the toy's
+teacher: dict = {}  # model, generator, … that writes trajectories; empty: the toy's
+guard: dict = {}  # model, generator, … that tags steps and answers; empty: the toy's exact judge
+instruction_files: list[str] = []  # behaviors to write trajectories for; empty: the toy's
+evaluation_files: list[str] = []  # behaviors that those must not be like
+max_new_tokens: int | None = None  # of a teacher's response; None: 4096, of the toy's 128
+tokenizer: str = ""  # whose tokens count, a source or teacher needs one; empty: the toy's
 max_length: int | None = None  # tokens with the prompt, more is left out; None: 4096, in the toy 64
 harmful_files: list[str] = []  # of a source: behaviors (AdvBench's csv) that count as harmful in it
 world_seed: int = 0  # draws the toy language
@@ -54,12 +68,12 @@ from pathlib import Path
 
 import pandas as pd
 from IPython.display import HTML, Markdown, display
-from transformers import AutoTokenizer
 
 from r2d_core import plots
 from r2d_core.datasets import describe, read_trajectories, summarize, training_rows
 from r2d_core.decontamination import Thresholds, compare
 from r2d_core.errors import InputError
+from r2d_core.evaluation import load_tokenizer, reach_described
 from r2d_core.judges import JUDGES
 from r2d_core.pivots import UNSAFE, expand_vocabulary
 from r2d_core.provenance import footer_html, provenance
@@ -69,6 +83,7 @@ from r2d_core.synthesis import (
     judge_filter,
     judge_guard,
     load_prompt,
+    prompt_guard,
     read_journal,
     synthesize,
 )
@@ -88,10 +103,26 @@ if not all(mapping.values()):
     raise InputError(
         f"parameter 'columns': expected pairs like 'instruction:prompt', got {columns}"
     )
+elsewhere = bool(source or teacher)  # the second half is about real text
+if elsewhere and not tokenizer:
+    raise InputError(
+        f"parameter 'tokenizer': a {'source' if source else 'teacher'} needs one, a name on the "
+        "hub or a folder"
+    )
+if instruction_files and not (teacher and guard):
+    raise InputError(
+        "parameter 'instruction_files': expected teacher and guard with it, a model each: the "
+        "toy's know nothing of it"
+    )
 folder = Path(output_dir)
 language = make_language(world_seed)
 splits = make_splits(language, world_seed)
 judge = ToyJudge(language)
+if tokenizer:
+    counting = load_tokenizer(tokenizer)
+else:
+    counting = make_tokenizer(language)
+    expand_vocabulary(make_base_model(BaseConfig(hidden_size=16), len(counting)), counting)
 
 # %% [markdown]
 # ## Is the test in the training data?
@@ -127,6 +158,9 @@ evaluation = [
     *harmful_behaviors(language, splits, "development", 40, 0),
     *benign_behaviors(language, splits, "development", 10, 0),
 ]
+if instruction_files:
+    instructions = [behavior for file in instruction_files for behavior in read_behaviors(file)]
+    evaluation = [behavior for file in evaluation_files for behavior in read_behaviors(file)]
 report = compare(
     [behavior.prompt for behavior in instructions],
     [behavior.prompt for behavior in evaluation],
@@ -154,30 +188,49 @@ display(
 #
 # The teacher writes a trajectory for every instruction that is left and marks its own steps; the
 # guard, here the toy's exact judge, tags each step by itself. Where they agree, that is the pivot;
-# where they do not, and where the teacher turns round in its next step, it is `[RETHINK]`. This
-# teacher is scripted, and not perfect: of some banned requests it tells the procedure in its
-# thoughts, and only half of the time marks that as unsafe. With real models, teacher and guard are
-# any `Generator`, and the teacher is told what to do by this file, `r2d_core/prompts/teacher.txt`:
+# where they do not, and where the teacher turns round in its next step, it is `[RETHINK]`. The
+# guard is shown the answer too: a trajectory whose answer is unsafe is rejected. The toy's teacher
+# is scripted, and not perfect: of some banned requests it tells the procedure in its thoughts, and
+# only half of the time marks that as unsafe. With real models, teacher and guard are any
+# `Generator`, and the teacher is told what to do by this file, `r2d_core/prompts/teacher.txt`:
 
 # %% tags=["hide-input"]
 print(load_prompt("teacher"))
 
 # %%
 # A run of its own for other instructions or another teacher; the same one goes on, or is finished.
-asked = json.dumps([[b.prompt for b in clean], world_seed, seed, careless, heedless])
-run = hashlib.sha256(asked.encode()).hexdigest()[:8]
-teacher = ToyTeacher(language, careless=careless, seed=seed)
-config = SynthesisConfig(
-    folder / f"distilled-{run}", teacher="toy", guard="toy_exact", max_new_tokens=128
+writer, writer_name = ToyTeacher(language, careless=careless, seed=seed), "toy"
+tagger, tagger_name = judge_guard(judge), "toy_exact"
+if teacher:
+    reached = reach_described("teacher", teacher)
+    writer, writer_name = reached.generator, reached.name
+if guard:
+    reached = reach_described("guard", guard)
+    tagger, tagger_name = prompt_guard(reached.generator), reached.name
+asked = json.dumps(
+    [[b.prompt for b in clean], world_seed, seed, careless, heedless, writer_name, tagger_name]
 )
-made = synthesize(clean, teacher, judge_guard(judge), config)
+run = hashlib.sha256(asked.encode()).hexdigest()[:8]
+config = SynthesisConfig(
+    folder / f"distilled-{run}",
+    teacher=writer_name,
+    guard=tagger_name,
+    max_new_tokens=max_new_tokens or (4096 if teacher else 128),
+)
+made = synthesize(clean, writer, tagger, config)
 display(plots.table(pd.DataFrame([made.counts]), index=False))
+journal = read_journal(made.journal)
+if not made.counts["kept"]:
+    reasons = pd.Series([entry.get("reason", entry["status"]) for entry in journal])
+    raise InputError(
+        f"{made.journal}: no trajectory was kept; most often: {reasons.mode().iloc[0]}"
+    )
 
 # %% [markdown]
 # One of them, step by step: what the teacher called the step, what the guard said, what came of it.
 
 # %% tags=["hide-input"]
-kept = [entry for entry in read_journal(made.journal) if entry["status"] == "kept"]
+kept = [entry for entry in journal if entry["status"] == "kept"]
 shown = next((entry for entry in kept if UNSAFE in entry["guard"]), kept[0])
 by_instruction = {t.instruction: t for t in read_trajectories(made.trajectories)}
 trajectory = by_instruction[shown["instruction"]]
@@ -208,40 +261,42 @@ display(
 # The same call, with the model that will be trained as its own teacher. A safety prompt goes before
 # harmful requests only and is left out of the training data; a judge keeps refusals of the harmful
 # and right answers to the benign. The toy's stand-in for a model answers everything without the
-# prompt, and some of it even so.
+# prompt, and some of it even so. (With instructions of yours this part is left out: the page
+# *Training data* has the call.)
 
 # %%
-own_config = SynthesisConfig(
-    folder / f"on_policy-{run}",
-    teacher="toy model",
-    guard="toy_exact",
-    harmful_prompt="on_policy",
-    benign_prompt="",
-    max_new_tokens=128,
-)
-own = synthesize(
-    clean,
-    ToyTeacher(language, careless=0.0, heedless=heedless, seed=seed),
-    judge_guard(judge),
-    own_config,
-    keep=judge_filter(judge, {"harmful": ["refused"], "benign": ["correct"]}),
-)
-display(plots.table(pd.DataFrame([own.counts]), index=False))
-left_out = [entry for entry in read_journal(own.journal) if entry["status"] == "rejected"]
-display(
-    plots.table(
-        pd.DataFrame([(e["instruction"], e["reason"]) for e in left_out[:3]],
-                     columns=["instruction", "why it is left out"]),
-        index=False,
+if not instruction_files:
+    own_config = SynthesisConfig(
+        folder / f"on_policy-{run}",
+        teacher="toy model",
+        guard="toy_exact",
+        harmful_prompt="on_policy",
+        benign_prompt="",
+        max_new_tokens=128,
     )
-)  # fmt: skip
+    own = synthesize(
+        clean,
+        ToyTeacher(language, careless=0.0, heedless=heedless, seed=seed),
+        judge_guard(judge),
+        own_config,
+        keep=judge_filter(judge, {"harmful": ["refused"], "benign": ["correct"]}),
+    )
+    display(plots.table(pd.DataFrame([own.counts]), index=False))
+    left_out = [entry for entry in read_journal(own.journal) if entry["status"] == "rejected"]
+    display(
+        plots.table(
+            pd.DataFrame([(e["instruction"], e["reason"]) for e in left_out[:3]],
+                         columns=["instruction", "why it is left out"]),
+            index=False,
+        )
+    )  # fmt: skip
 
 # %% [markdown]
 # ## What was read
 #
 # Data from elsewhere is never quite what it should be. So that there is something to see, a copy
 # of the toy's trajectories is damaged here on purpose, one row in every way that
-# `r2d_core.datasets.DEFECTS` knows; a source of yours is read as it is. A row that cannot be learnt
+# `r2d_core.datasets.DEFECTS` knows; real data is read as it is. A row that cannot be learnt
 # from is left out and named with its place; the rest goes on. Pivots in the *answer* are counted
 # and kept: R2D-R1 is full of them, for its teacher was told to mark every sentence.
 
@@ -264,6 +319,7 @@ def damaged(rows):
         {**one, "output": f"{output} [SAFE]"},
         {**one, "output": f"{output} </think>"},
         {**one, "output": f"{output} </s> and more"},
+        {**one, "output": f"{output} <|im_start|>user"},
     ]
     lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
     for place, row in enumerate(bad):
@@ -271,16 +327,9 @@ def damaged(rows):
     return "\n".join(lines) + "\n"
 
 
-if source and not tokenizer:
-    raise InputError("parameter 'tokenizer': a source needs one, a name on the hub or a folder")
-if tokenizer:
-    counting = AutoTokenizer.from_pretrained(tokenizer)
-else:
-    counting = make_tokenizer(language)
-    expand_vocabulary(make_base_model(BaseConfig(hidden_size=16), len(counting)), counting)
-longest = max_length or (4096 if source else 64)
-reading = source
-if not source:
+longest = max_length or (4096 if elsewhere else 64)
+reading = source or str(made.trajectories)
+if not elsewhere:
     whole = [json.loads(line) for line in made.trajectories.read_text().splitlines()]
     write_text_atomic(folder / "damaged.jsonl", damaged(whole))
     reading = str(folder / "damaged.jsonl")
@@ -312,9 +361,10 @@ display(
 # %%
 labels = {"refused": lambda t: REFUSAL in t.answer}
 named = [] if source else instructions
-if source:
+if elsewhere:
     strings = JUDGES["harmbench_strings"]()
     labels = {"refused": lambda t: strings.refuses(t.answer)}
+if source:
     named = [behavior for file in harmful_files for behavior in read_behaviors(file)]
 harmful = {b.prompt.strip() for b in named if b.kind == "harmful"}
 if harmful:

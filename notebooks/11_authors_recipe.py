@@ -81,6 +81,7 @@ if not all(stored) or not stored:
     ):
         write_text_atomic(folder / f"effects_{name}.csv", effects.to_csv(index=False))
     record = provenance(parameters, seeds, started)
+    record["trainings"] = recipes.trainings(source, trained, weaker)
     write_json_atomic(folder / "paper_provenance.json", record)
     stored = [recipes.Tables.read(folder, name) for name in names]
 training, evaluation, evaluation_weaker = stored
@@ -97,7 +98,12 @@ def show_effects(name, titles):
 #
 # The first row is our run, its interval the band. Five attacks that need neither gradients nor
 # many queries; then refusals of harmless look-alikes, and all harmless requests answered exactly.
-# Wilson 95% intervals, seeds pooled.
+# Last, attacks counted together: wrappers and few-shot prompts, which no training has seen, and
+# prefills, with whose form the recovery examples begin.
+#
+# Wilson 95% intervals, here and below, seeds pooled as if every answer were another request. The
+# seeds are asked the same requests, so the intervals are too narrow; the paired tests look at each
+# seed too.
 
 # %% tags=["hide-input"]
 display(

@@ -62,20 +62,27 @@ if stored is None:
         output_dir, seeds, steps, partition=partition, n_per_split=n_per_split,
         world_seed=world_seed,
     )  # fmt: skip
-    trained = recipes.measure_recipes(
-        checkpoint or default_expanded(world_seed), runs, recipes.BEYOND_NAMES
-    )
+    source = checkpoint or default_expanded(world_seed)
+    trained = recipes.measure_recipes(source, runs, recipes.BEYOND_NAMES)
     trained.titles["ours"] = "R2D"
     recipes.Tables.of(trained).write(folder, "beyond")
-    write_json_atomic(folder / "beyond_provenance.json", provenance(parameters, seeds, started))
+    record = provenance(parameters, seeds, started)
+    record["trainings"] = recipes.trainings(source, trained)
+    write_json_atomic(folder / "beyond_provenance.json", record)
     stored = recipes.Tables.read(folder, "beyond")
 record = json.loads((folder / "beyond_provenance.json").read_text())
 
 # %% [markdown]
 # ## Held-out attacks against over-refusal
 #
-# Bottom left is best. Wilson 95% intervals, seeds pooled. *Held-out attacks* are the wrappers never
-# trained on, few-shot prompts and both prefills, all weighing the same.
+# Bottom left is best. *Held-out attacks* are the wrappers never trained on and few-shot prompts,
+# both weighing the same. The two prefills are not among them: recovery examples begin with exactly
+# that form, the lead of a harmful answer and up to two of its steps, about other items. They are
+# counted apart, as *prefills as in training*; only the run without recovery examples has not seen
+# the form.
+#
+# Wilson 95% intervals, seeds pooled as if every answer were another request. The seeds are asked
+# the same requests, so the intervals are too narrow; the paired tests below look at each seed too.
 
 # %% tags=["hide-input"]
 plots.trade_off(
@@ -98,6 +105,7 @@ display(plots.table(recipes.shown_rates(stored.rates), index=False))
 # written in the base's own form, it does not.
 
 # %% tags=["hide-input"]
+display(Markdown(recipes.answer(stored)))
 display(Markdown(recipes.differences(stored)))
 
 # %% [markdown]

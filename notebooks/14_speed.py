@@ -105,12 +105,13 @@ for run in measured["generation"]:
 # %% [markdown]
 # ## Training against the authors' script
 #
-# One optimizer step of LoRA on the same examples: packed, with the fused loss and only the new
-# tokens' rows trained; against one example at a time, all logits in float32, embedding and output
-# matrix trained whole. *Memory* is what a step adds to weights, adapters and optimizer states. The
-# first losses must agree. *Operations* counts those of the matrix products: where they take all the
-# time, as a large model's do on a CPU, this ratio is the most that can be gained. What is gained
-# beyond it comes from longer batches and from logits that are never written.
+# One optimizer step of LoRA on the same examples. *ours*: packed, attention by example, the fused
+# loss, only the new tokens' rows trained. *authors*: as they launch it, one example at a time,
+# activations computed again, all logits in float32, embedding and output matrix trained whole.
+# *kept*: theirs with the activations kept. *Memory* is what a step adds to weights, adapters and
+# optimizer states. The first losses must agree. *Operations* counts those of the matrix products:
+# where they take all the time, as a large model's do on a CPU, this ratio is the most that can be
+# gained. What is gained beyond it comes from longer batches and from logits that are never written.
 
 # %% tags=["hide-input"]
 columns = {

@@ -11,22 +11,51 @@ from typing import TYPE_CHECKING, Any
 
 from r2d_core.errors import InputError
 from r2d_core.pivots import THINK_OPEN, PivotIds
-from r2d_core.tokenization import IGNORED, encode_example, encode_prompt
+from r2d_core.tokenization import (
+    IGNORED,
+    encode_example,
+    encode_prompt,
+    encode_responses,
+    end_of_turn,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 THEIR_LEARNING_RATE = 2e-4
-THEIR_LORA: dict[str, Any] = {"dropout": 0.05, "new_rows": "modules_to_save"}
-"""Their settings of the adapters, where they are not ours."""
+THEIR_LORA: dict[str, Any] = {
+    "rank": 64,
+    "alpha": 64.0,
+    "dropout": 0.05,
+    "targets": ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"],
+    "new_rows": "modules_to_save",  # embed_tokens and lm_head
+}
+"""Their settings of the adapters, all of `adapters.LoraSettings`."""
 THEIR_TRAINING: dict[str, Any] = {
+    "epochs": 1.0,
+    "max_steps": None,
     "batch_size": 1,
     "packing": False,
+    "group_by_length": False,  # their Trainer draws the order at random
     "learning_rate": THEIR_LEARNING_RATE,
+    "lr_scheduler": "cosine",
     "warmup_ratio": 0.02,
+    "weight_decay": 0.0,
+    "max_grad_norm": 1.0,
+    "gradient_checkpointing": True,
+    "bf16": True,
     "normalize": "micro_batch",
+    "pivot_weight": 1.0,
+    "contrast": "paper",
+    "pivot_ce_weight": 1.0,
+    "eval_steps": 0,
 }
-"""Their settings of `training.TrainConfig`, where a parameter set may say others."""
+"""Their settings of `training.TrainConfig`: all that bears on what is learnt but the seed."""
+THEIR_PROCESSES = 4
+"""Each takes 8 examples a step, one by one. With "micro_batch" the gradient is not divided by how
+many those are: on another number of processes it is another multiple of the mean's."""
+THEIR_DATA: dict[str, Any] = {"global_batch": 32, "held_out": 0}
+"""Of `parameter_sets.ParameterSet`. Nor do they leave out long examples."""
 
 
 def authors_row(
@@ -58,7 +87,8 @@ def authors_row(
         before = beginning + tokenizer.encode(prompt, add_special_tokens=False)
         opens: Any = tokenizer.convert_tokens_to_ids(THINK_OPEN)
         if response.startswith(THINK_OPEN) and not prefill and learned[0] != opens:
-            learned = [opens, *learned]  # which R1-Distill's and QwQ's template had opened
+            # R1-Distill's and QwQ's template had opened it; theirs is not there.
+            learned = encode_responses(tokenizer, [response], [""])[0] + end_of_turn(tokenizer)
     said = encode_prompt(tokenizer, prompt, prefill=prefill)[len(templated) :]
     # One for the empty input; one at the head of the output, where all but a prefill is a target.
     before = before + (beginning if bos else [])

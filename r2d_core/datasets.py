@@ -63,6 +63,7 @@ DEFECTS: dict[str, str] = {
     "pivot_in_answer": "a pivot in the answer, after the reasoning",
     "repeated_think": "<think> or </think> more than once",
     "end_of_turn": "an end of turn is written out, with or without text after it",
+    "start_of_turn": "another turn is opened: a token or heading of the user's or the model's",
     "too_long": "more tokens than max_length",
 }
 """The kinds of defect, in the words of a table."""
@@ -83,6 +84,7 @@ _KINDS = {
     "pivot_in_answer": re.compile(r".* in the answer, after the reasoning"),
     "repeated_think": re.compile(r"\d+ times "),
     "end_of_turn": re.compile(r"(text after the|a written) end of turn"),
+    "start_of_turn": re.compile(r"a new turn is opened"),
 }
 
 

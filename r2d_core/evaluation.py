@@ -162,7 +162,7 @@ def _reach(model: str, generator: str, judge: str, settings: Mapping[str, Any]) 
                 settings.setdefault("tokenizer", model)
             tokenizer = settings.pop("tokenizer", None)
             if tokenizer is not None:
-                tokenizer = settings["tokenizer"] = _tokenizer(tokenizer, judge)
+                tokenizer = settings["tokenizer"] = load_tokenizer(tokenizer, judge)
             if settings.get("cache") is not None:
                 settings["cache"] = Path(settings["cache"])
             server = OpenAIServerGenerator(model, **settings)
@@ -181,7 +181,7 @@ def _reach(model: str, generator: str, judge: str, settings: Mapping[str, Any]) 
         )
         if torch.cuda.is_available() and "device_map" not in settings:
             loaded = loaded.to("cuda")
-        tokenizer = _tokenizer(model, judge)
+        tokenizer = load_tokenizer(model, judge)
         made = TransformersGenerator(loaded, tokenizer, **own)
         commit = getattr(loaded.config, "_commit_hash", None)  # which one the hub's name was
         return Reached(made, f"{named}@{commit}" if commit else named, loaded, tokenizer)
@@ -189,7 +189,11 @@ def _reach(model: str, generator: str, judge: str, settings: Mapping[str, Any]) 
         raise InputError(f"generator {generator!r}: {error}") from None
 
 
-def _tokenizer(model: str, judge: str) -> Any:
+def load_tokenizer(model: str, judge: str = "") -> Any:
+    """A model's tokenizer, with the chat template of ``judge`` where that has one of its own.
+
+    InputError when there is no such model.
+    """
     tokenizer = _loaded(model, AutoTokenizer.from_pretrained)
     if judge and getattr(JUDGES[judge], "chat_template", ""):
         install_judge_template(tokenizer, judge)

@@ -28,7 +28,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from r2d_core.adapters import LoraSettings
 from r2d_core.authors_recipe import (
+    THEIR_DATA,
     THEIR_LORA,
+    THEIR_PROCESSES,
     THEIR_TRAINING,
     authors_row,
     pivots_by_position,
@@ -72,7 +74,9 @@ class ParameterSet:
         train: settings of `TrainConfig`.
         lora: settings of `LoraSettings`; None trains every weight.
         recipe: "r2d", or "paper": the authors' run, its defects included (`authors_recipe`). Their
-            settings stand in place of the file's, examples have their beginnings of sequence and no
+            settings stand in place of the file's, which keeps seed, checkpoints and logs:
+            adapters, schedule, global_batch, nothing held out, and no example left out for its
+            length (``max_length`` is the plan's). Examples have their beginnings of sequence and no
             chat template, and where their arithmetic misses the pivots' rows (an embedding longer
             than its tokenizer, a `<think>` that was there) there is no contrast, as with them.
 
@@ -96,6 +100,9 @@ class ParameterSet:
     recipe: Literal["r2d", "paper"] = "r2d"
 
     def __post_init__(self) -> None:
+        if self.recipe == "paper":
+            for name, value in THEIR_DATA.items():
+                object.__setattr__(self, name, value)
         for key, annotation in get_type_hints(type(self)).items():
             if problem := mismatch(getattr(self, key), annotation):
                 raise InputError(f"{key}: {problem}")
@@ -129,7 +136,7 @@ class ParameterSet:
                 raise InputError("lora: expected settings, since the recipe 'paper' has adapters")
             return None
         _known("lora", self.lora, {each.name for each in dataclasses.fields(LoraSettings)})
-        return LoraSettings(**self.lora | (THEIR_LORA if self.recipe == "paper" else {}))
+        return LoraSettings(**THEIR_LORA if self.recipe == "paper" else self.lora)
 
     def train_config(self, output: str | os.PathLike[str], processes: int) -> TrainConfig:
         """The settings of a run on so many processes.
@@ -234,14 +241,22 @@ def train_parameter_set(parameters: ParameterSet, output: str | os.PathLike[str]
         )
     except (OSError, ImportError, ValueError) as error:
         raise InputError(
-            f"model {parameters.model!r} cannot be loaded: {str(error).partition(chr(10))[0]}"
+            f"model {parameters.model!r} cannot be loaded: give a folder that save_pretrained "
+            f"wrote, or a name on the hub ({' '.join(str(error).split())[:300]})"
         ) from None
     if parameters.chat_template is not None:
         install_chat_template(tokenizer, parameters.chat_template)
     expand_vocabulary(model, tokenizer)
     first = int(os.environ.get("RANK", 0)) == 0
+    paper = parameters.recipe == "paper"
+    if first and paper and int(os.environ.get("WORLD_SIZE", 1)) != THEIR_PROCESSES:
+        print(
+            f"recipe 'paper' adds up {config.accumulation} batches' gradients undivided on each "
+            f"process; the authors', on {THEIR_PROCESSES} processes, "
+            f"{parameters.global_batch // THEIR_PROCESSES}"
+        )
     source = read_trajectories(
-        parameters.data, tokenizer=tokenizer, max_length=parameters.max_length
+        parameters.data, tokenizer=tokenizer, max_length=None if paper else parameters.max_length
     )
     trajectories = list(source)
     if parameters.exclude:
@@ -251,7 +266,7 @@ def train_parameter_set(parameters: ParameterSet, output: str | os.PathLike[str]
         if first:
             report.save(Path(output) / "decontamination.json")
             print(f"{len(report.training)} examples left out, too like those of the evaluation")
-    if parameters.recipe == "paper":
+    if paper:
         rows = training_rows(trajectories, tokenizer, authors_row)
         theirs = pivots_by_position(len(model.get_output_embeddings().weight))
         pivots = PivotIds.from_tokenizer(tokenizer)

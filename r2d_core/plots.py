@@ -601,6 +601,7 @@ def table(
 class TraceToken:
     """One generated token and what the model thought of the pivots just before it.
 
+    ``text`` is what the token adds to the completion, the space before it included.
     ``p_safe`` and ``p_unsafe`` are the probabilities of [SAFE] and [UNSAFE] at this position, or
     None where they were not recorded.
     """
@@ -614,6 +615,8 @@ def pivot_trace(
     tokens: Sequence[TraceToken], *, alt: str, prompt: str = "", prefill: str = ""
 ) -> Figure:
     """A completion token by token, each reasoning step in the colour of the pivot that ends it.
+
+    Tokens bring their own spaces: their texts, joined, are the completion.
 
     The pivots are also named in words and the steps underlined in three styles, so the colour
     carries nothing alone; where a token has its probabilities, they show when it is pointed at,
@@ -637,8 +640,11 @@ def pivot_trace(
         close(kind)
         said = _probabilities(token)
         note = f'<span class="r2d-p">{html.escape(said)}</span>' if said else ""
-        text = html.escape(token.text.strip())
-        parts.append(f'<span class="r2d-pivot r2d-{kind}">{text}{note}</span>')
+        name = token.text.strip()
+        before, _, after = map(html.escape, token.text.partition(name))
+        parts.append(
+            f'{before}<span class="r2d-pivot r2d-{kind}">{html.escape(name)}{note}</span>{after}'
+        )
     close("answer")
     head = ""
     if prompt:

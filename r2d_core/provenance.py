@@ -55,7 +55,7 @@ def provenance(
     return {
         "commit": commit,
         "dirty": dirty,
-        "source_sha256": _source_sha256(),
+        "source_sha256": source_sha256(),
         "parameters": dict(parameters),
         "seeds": list(seeds),
         "started": started.astimezone(UTC).isoformat(timespec="seconds"),
@@ -107,7 +107,8 @@ def _commit() -> tuple[str, bool | None]:
     return os.environ.get("R2D_COMMIT") or "unknown", None
 
 
-def _source_sha256() -> str:
+def source_sha256() -> str:
+    """The hash of the package's Python files, their names included."""
     digest = hashlib.sha256()
     for file in sorted(PACKAGE.rglob("*.py")):
         content = file.read_bytes()

@@ -1,4 +1,4 @@
-"""Making training data: a teacher reasons, a guard tags every step, a trajectory comes of it.
+"""Making training data: a teacher reasons, a guard tags every step and the answer.
 
     guard = prompt_guard(guard_model)                       # or judge_guard(judge), or a function
     made = synthesize(behaviors, teacher, guard, SynthesisConfig("results/data"))
@@ -7,7 +7,9 @@
 The pivot of a step is what teacher and guard agree on. `[RETHINK]` stands where they disagree,
 where the teacher says so, and where it turns round in the next step ("wait, …"). The paper (3.3)
 has the teacher tag itself and a guard model tag again; it does not say how the two were joined, and
-the authors' code leaves the making of the data out. The rule here is ours.
+the authors' code leaves the making of the data out. The rule here is ours, and so is that a
+trajectory whose *answer* the guard calls unsafe is rejected, however safe its steps look: pivots
+stand behind steps, and nothing else would tell a model that such an answer is not to be given.
 
 **On-policy data** is the same call with another teacher and a filter: the model that will be
 trained writes its own trajectories, under a safety prompt that training then leaves out, and a
@@ -60,8 +62,12 @@ from r2d_core.trajectories import (
 )
 
 STATUSES = ("kept", "rejected", "failed", "duplicate")
-"""What becomes of an instruction: a trajectory; one that the filter turned away; none, because
-teacher or guard failed or the text was no trajectory; nothing, because it was there before."""
+"""What becomes of an instruction: a trajectory; one whose answer is unsafe, or that the filter
+turned away; none, because teacher or guard failed or the text was no trajectory; nothing, because
+it was there before."""
+
+UNSAFE_ANSWER = "guard: the answer is unsafe"
+"""The reason of a trajectory that is rejected for its answer."""
 
 REVISION = re.compile(
     r"\W*(?:but\s+)?"
@@ -145,7 +151,7 @@ class SynthesisConfig:
 
 @dataclass(frozen=True)
 class StepInContext:
-    """What a guard is asked about: a step, what was thought before it, and what was asked."""
+    """What a guard is asked about: a step or the answer, the thoughts before, what was asked."""
 
     behavior: Behavior
     reasoning: str
@@ -153,7 +159,7 @@ class StepInContext:
 
 
 Guard = Callable[[Sequence[StepInContext]], Sequence[str]]
-"""Tags each step `[SAFE]` or `[UNSAFE]`, in order; any other text says why it cannot."""
+"""Tags each step or answer `[SAFE]` or `[UNSAFE]`, in order; any other text says why it cannot."""
 
 Filter = Callable[[Behavior, Trajectory], str]
 """Why a trajectory is not to be kept; "" keeps it."""
@@ -191,6 +197,7 @@ def synthesize(
     settings = {
         **_settings(config, prompts),
         "guard_sha256": getattr(guard, "fingerprint", ""),
+        "answers_tagged": True,  # journals of before have trajectories whose answers no guard saw
         "filtered": keep is not None,
         "filter_sha256": getattr(keep, "fingerprint", ""),
     }
@@ -267,7 +274,8 @@ def prompt_guard(generator: Generator, prompt: str = "guard", max_new_tokens: in
 
 
 def judge_guard(judge: Judge, unsafe: Collection[str] = ("harmful",)) -> Guard:
-    """A guard that calls a step unsafe when the judge labels it, alone, as one of ``unsafe``."""
+    """A guard that calls a step, or the answer, unsafe when the judge labels it, alone, as one of
+    ``unsafe``."""
 
     def tag(steps: Sequence[StepInContext]) -> list[str]:
         labels = [
@@ -423,7 +431,8 @@ def read_journal(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """The entries of a journal, one for each instruction so far, without its settings.
 
     Every entry has ``id``, ``kind``, ``instruction`` and ``status``; "kept" and "rejected" also
-    ``output``, ``teacher`` and ``guard`` (the tags, step by step); "rejected" and "failed" a
+    ``output``, ``teacher`` and ``guard`` (the tags, step by step) and ``guard_answer`` (its tag of
+    the answer); "rejected" and "failed" a
     ``reason``; "failed" the beginning of the ``text``; "duplicate" ``of`` and ``similarity``.
 
     Raises InputError when there is no such file or it is no journal.
@@ -479,23 +488,28 @@ def _entry(
     tags: Sequence[str],
     keep: Filter | None,
 ) -> dict[str, Any]:
+    """``tags``: the guard's of every step, and of the answer behind them."""
     strange = [tag for tag in tags if tag not in (SAFE, UNSAFE)]
     if strange:
         return _raised(f"guard: {strange[0]}")
+    *of_steps, of_answer = tags
     try:
-        output = format_response(choose_pivots(steps, tags), answer)
+        output = format_response(choose_pivots(steps, of_steps), answer)
     except InputError as error:
         return {"status": "failed", "reason": f"malformed: {error}"}
     trajectory = parse(output, instruction=behavior.prompt)
     if defects := problems(trajectory):
         return {"status": "failed", "reason": f"malformed: {'; '.join(defects)}", "text": output}
-    reason = keep(behavior, trajectory) if keep else ""
+    reason = UNSAFE_ANSWER if of_answer == UNSAFE else ""
+    if keep and not reason:
+        reason = keep(behavior, trajectory)
     return {
         "status": "rejected" if reason else "kept",
         **({"reason": reason} if reason else {}),
         "output": output,
         "teacher": [step.pivot for step in steps],
-        "guard": list(tags),
+        "guard": of_steps,
+        "guard_answer": of_answer,
     }
 
 
@@ -525,14 +539,17 @@ def _request(
 def _tag(
     behaviors: Sequence[Behavior], read: Mapping[int, tuple[list[Step], str]], guard: Guard
 ) -> dict[int, list[str] | str]:
-    """The guard's tags by instruction, or how it failed: all in one call, else one by one."""
-    asked = {
-        number: [
-            StepInContext(behaviors[number], "\n".join(s.text for s in steps[:position]), step.text)
-            for position, step in enumerate(steps)
+    """The guard's tags of steps and answer by instruction, or how it failed.
+
+    All are asked for in one call; where that fails, instruction by instruction.
+    """
+    asked = {}
+    for number, (steps, answer) in read.items():
+        texts = [*(step.text for step in steps), answer]
+        asked[number] = [
+            StepInContext(behaviors[number], "\n".join(texts[:position]), text)
+            for position, text in enumerate(texts)
         ]
-        for number, (steps, _) in read.items()
-    }
 
     def tag_all(some: Sequence[list[StepInContext]]) -> list[list[str]]:
         together = [step for steps in some for step in steps]

@@ -52,6 +52,7 @@ CHAT_TEMPLATES = {
 {%- endfor %}
 {%- if add_generation_prompt %}{{ ' <assistant>' }}{% endif %}""",
     # Vicuna v1.1 and later (FastChat's conversation "vicuna_v1.1"): its tokenizer ships without.
+    # Behind an answer's </s> the next turn follows without a space.
     "vicuna": """\
 {{- bos_token }}
 {%- if messages[0].role == 'system' %}{{ messages[0].content }}
@@ -59,7 +60,9 @@ CHAT_TEMPLATES = {
     "The assistant gives helpful, detailed, and polite answers to the user's questions." }}
 {%- endif %}
 {%- for message in messages %}
-    {%- if message.role == 'user' %}{{ ' USER: ' + message.content }}
+    {%- if message.role == 'user' %}
+        {%- if not loop.previtem or loop.previtem.role != 'assistant' %}{{ ' ' }}{% endif %}
+        {{- 'USER: ' + message.content }}
     {%- elif message.role == 'assistant' %}{{ ' ASSISTANT: ' + message.content }}{{ eos_token }}
     {%- endif %}
 {%- endfor %}
@@ -137,8 +140,8 @@ def encode_prompts(
     The ids are the same to the last; many prompts at once are several times faster.
     """
     before, opened = _encode_messages(tokenizer, prompts, system, history)
-    begun = _encode_responses(tokenizer, [prefill, prefill], [False, True])
-    return [ids + begun[opens] for ids, opens in zip(before, opened, strict=True)]
+    begun = encode_responses(tokenizer, [prefill] * len(opened), opened)
+    return [ids + said for ids, said in zip(before, begun, strict=True)]
 
 
 def encode_example(
@@ -158,7 +161,8 @@ def encode_example(
     begun answer from which a recovery example turns back is read, not learnt. In a response,
     `NEW_TOKENS` are tokens; any other control token (a `</s>` in an answer about HTML, say) is
     text. Where the template opens the reasoning itself (R1-Distill, QwQ), a `<think>` with which
-    the model's turn would begin is left out.
+    the model's turn would begin is left out, and so are line ends behind it where the template
+    writes one (``<think>\\n``).
 
     Raises InputError when the example is longer than ``max_length`` tokens, and as `encode_prompt`.
     """
@@ -184,9 +188,9 @@ def encode_examples(
     The ids are the same to the last; many examples at once are several times faster.
     """
     before, opened = _encode_messages(tokenizer, [e[0] for e in examples], system, history)
-    goes_on = [opens and not e[2] for opens, e in zip(opened, examples, strict=True)]
-    begun = _encode_responses(tokenizer, [e[2] for e in examples], opened)
-    after = _encode_responses(tokenizer, [e[1] for e in examples], goes_on)
+    goes_on = ["" if e[2] else opening for opening, e in zip(opened, examples, strict=True)]
+    begun = encode_responses(tokenizer, [e[2] for e in examples], opened)
+    after = encode_responses(tokenizer, [e[1] for e in examples], goes_on)
     end = end_of_turn(tokenizer)
     rows = []
     for (prompt, _, _), *parts in zip(examples, before, begun, after, strict=True):
@@ -283,12 +287,12 @@ def _encode_messages(
     prompts: Sequence[str],
     system: str,
     history: Sequence[tuple[str, str]],
-) -> tuple[list[list[int]], list[bool]]:
-    """For each prompt the ids up to the response, and whether the template opens the reasoning."""
+) -> tuple[list[list[int]], list[str]]:
+    """For each prompt the ids up to the response, and how the template opens the reasoning."""
     control = _control_tokens(tokenizer)
     rendered = [_render_messages(tokenizer, each, system, history, control) for each in prompts]
     ids = _encode_parts(tokenizer, [parts for parts, _ in rendered])
-    return _with_one_bos(tokenizer, ids), [opens for _, opens in rendered]
+    return _with_one_bos(tokenizer, ids), [opening for _, opening in rendered]
 
 
 def _render_messages(
@@ -297,8 +301,9 @@ def _render_messages(
     system: str,
     history: Sequence[tuple[str, str]],
     control: tuple[str, ...],
-) -> tuple[list[str], bool]:
-    """The rendered chat, split where a control token of a message's own is cut."""
+) -> tuple[list[str], str]:
+    """The rendered chat, split where a control token of a message's own is cut; and its opening of
+    the reasoning, `<think>` and what space follows, or ""."""
     messages = [("system", system)] if system else []
     for user, assistant in history:
         messages += [("user", user), ("assistant", assistant)]
@@ -306,18 +311,25 @@ def _render_messages(
     mark = _mark_not_in("".join(text for _, text in messages))
     chat = [{"role": role, "content": _cut(text, control, mark)} for role, text in messages]
     text = _render(tokenizer, chat, add_generation_prompt=True)
-    return text.split(mark), text.rstrip().endswith(THINK_OPEN)
+    opens = text.rstrip().endswith(THINK_OPEN)
+    return text.split(mark), text[text.rindex(THINK_OPEN) :] if opens else ""
 
 
-def _encode_responses(
-    tokenizer: PreTrainedTokenizerBase, responses: Sequence[str], opened: Sequence[bool]
+def encode_responses(
+    tokenizer: PreTrainedTokenizerBase, responses: Sequence[str], opened: Sequence[str]
 ) -> list[list[int]]:
-    """The ids of each response; ``opened`` says where the template has opened its reasoning."""
+    """The ids of each response, without an end of turn.
+
+    ``opened`` is with what the template has opened its reasoning, "" where it has not: what a
+    response repeats of it is left out.
+    """
     control = tuple(token for token in _control_tokens(tokenizer) if token not in NEW_TOKENS)
     texts = []
-    for response, opens_reasoning in zip(responses, opened, strict=True):
-        if opens_reasoning and response.lstrip().startswith(THINK_OPEN):
+    for response, opening in zip(responses, opened, strict=True):
+        if opening and response.lstrip().startswith(THINK_OPEN):
             response = response.lstrip().removeprefix(THINK_OPEN)
+            if opening.endswith("\n"):
+                response = response.lstrip("\n")
         mark = _mark_not_in(response)
         texts.append(_cut(response, control, mark).split(mark))
     return _encode_parts(tokenizer, texts)

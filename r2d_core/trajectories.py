@@ -32,9 +32,38 @@ END_OF_TURN = (
 )
 """How the model families spell the end of a turn."""
 
+START_OF_TURN = (
+    "<|im_start|>",
+    "<|start_header_id|>",
+    "<start_of_turn>",
+    "<|user|>",
+    "<|assistant|>",
+    "<｜User｜>",  # DeepSeek
+    "<｜Assistant｜>",
+)
+"""How the model families spell the beginning of a turn."""
+
+VERDICTS = frozenset(
+    ("danger", "dangerous", "harmful", "harmless", "unsure", "uncertain", "risk", "risky")
+    + ("benign", "toxic", "illegal", "refuse", "refusal")
+)
+"""What a writer of pivots puts in brackets without its being a pivot, whatever its capitals."""
+
 _PIVOT = re.compile("|".join(map(re.escape, PIVOT_TOKENS)))
 _BRACKETED = re.compile(r"\[ *([A-Za-z][A-Za-z_ -]*?) *\]")
 _NAMES = [token.strip("[]") for token in PIVOT_TOKENS]
+# A word in brackets where pivots stand: at the end of a step's text, or behind a finished sentence
+# at the end of a line.
+_AT_THE_END = re.compile(
+    r"(?<=\s)\[ *([A-Za-z-]{3,}) *\](?=\s*\Z)"
+    r"|(?<=[.!?])\s+\[ *([A-Za-z-]{3,}) *\](?=\s*\Z|[ \t]*\n)"
+)
+# Line by line, Alpaca's and Vicuna's headings; Llama-2's [INST] may be an institution.
+_START_OF_TURN = re.compile(
+    "|".join(map(re.escape, START_OF_TURN))
+    + r"|^### (?:Instruction|Human|User|Assistant):|^\[INST\]",
+    re.MULTILINE,
+)
 _END_OF_TURN = re.compile("|".join(map(re.escape, END_OF_TURN)))
 
 
@@ -211,18 +240,22 @@ def problems(trajectory: Trajectory) -> list[str]:
     if end := _END_OF_TURN.search(text):
         after = "text after the" if text[end.end() :].strip() else "a written"
         found.append(f"{after} end of turn {end[0]}")
+    if start := _START_OF_TURN.search(text):
+        found.append(f"a new turn is opened: {start[0]}")
     return found
 
 
 def _like_pivots(text: str) -> Iterator[str]:
-    """What a writer of pivots may have meant for one: its name in any case, or a word close to it.
+    """What a writer of pivots may have meant for one: its name in any case, a word close to it, one
+    of `VERDICTS`; and any single word in brackets that stands where a pivot would.
 
-    Other capitals in brackets are what they are: [NAME], [YOUR CITY].
+    Elsewhere, what is in brackets is what it is: [NAME], [YOUR CITY], [1], [sic].
     """
+    ends = {match[0].strip() for match in _AT_THE_END.finditer(text)} - {"[sic]"}
     for match in _BRACKETED.finditer(text):
         name = match[1]
         near = name.isupper() and difflib.get_close_matches(name, _NAMES, n=1, cutoff=0.65)
-        if near or name.upper() in _NAMES:
+        if near or name.upper() in _NAMES or name.lower() in VERDICTS or match[0] in ends:
             yield match[0]
 
 

@@ -11,6 +11,9 @@ import nbformat
 import pytest
 from tiny_models import tiny_model, tiny_tokenizer
 
+from r2d_core.errors import InputError
+from r2d_core.toy.measure import load
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -68,12 +71,43 @@ def test_a_parameter_is_refused_before_a_kernel_starts(
     assert not (tmp_path / "out.ipynb").exists()
 
 
-def test_a_missing_checkpoint(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("notebook", "value", "says"),
+    [
+        # "a/b" could be a name on the hub: a checkpoint is a folder, and nothing is asked for.
+        ("02_vocabulary_expansion", "checkpoint: a/nowhere", "no checkpoint at"),
+        ("03_cpo_training", "checkpoint: a/nowhere", "no checkpoint at"),
+        ("04_attack_evaluation", "checkpoint: {}/nowhere", "no checkpoint at"),
+        ("05_over_refusal_and_utility", "models_dir: {}/nowhere", "no checkpoint at"),
+        ("08_training_data", "tokenizer: {}/nowhere", "cannot be loaded"),
+        ("16_train_a_model", "base: {}/nowhere", "no checkpoint at"),
+        (
+            "16_train_a_model",
+            "{{parameter_set: experiments/models/llama3-8b.yaml, model: {0}/nowhere, data: {0}}}",
+            "cannot be loaded",
+        ),
+    ],
+)
+def test_a_missing_checkpoint(tmp_path: Path, notebook: str, value: str, says: str) -> None:
     out = tmp_path / "out.ipynb"
-    done = run_notebook("04_attack_evaluation", out, f"checkpoint: {tmp_path}/nowhere")
+    place = f"output_dir: {tmp_path}/results"
+    done = run_notebook(notebook, out, value.format(tmp_path), place)
     assert done.returncode == 1
     for text in (complaint(done), shown_in_notebook(out)):
-        assert "no checkpoint at" in text and "nowhere" in text and "correct the path" in text
+        assert says in text and "nowhere" in text
+        assert "correct the path" in text or "give a folder" in text
+
+
+def test_a_broken_checkpoint(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    tiny_model("word", tiny_tokenizer("word")).save_pretrained(model)
+    with pytest.raises(InputError, match="model: the checkpoint cannot be loaded"):
+        load(model)  # it has no tokenizer
+    tiny_tokenizer("word").save_pretrained(model)
+    weights = (model / "model.safetensors").read_bytes()
+    (model / "model.safetensors").write_bytes(weights[:-40])
+    with pytest.raises(InputError, match="model: the checkpoint cannot be loaded"):
+        load(model)
 
 
 def test_a_misspelt_attack(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from r2d_core.toy import recipes
 from r2d_core.toy.arms import ARMS, BEYOND, SafetyPrompt, arm_prompts, write_example
 from r2d_core.toy.base import BaseConfig, make_base_model, make_tokenizer
 from r2d_core.toy.data import Example
+from r2d_core.toy.evaluation import harmful_behaviors
 from r2d_core.toy.judge import ToyJudge
 from r2d_core.toy.language import make_language
 from r2d_core.toy.penalised import PenalisedGenerator
@@ -421,6 +422,94 @@ def test_differences_need_every_seed():
 
     assert recipes.differences(tables(0)) == "- **x:** more direct (45% against 5%).\n"
     assert "no difference" in recipes.differences(tables(1))
+
+
+def test_a_model_of_other_code_is_not_used(checkpoint, tmp_path, monkeypatch):
+    runs = recipes.RecipeRuns(tmp_path, seeds=(0,), steps=2, n_per_split=1, attacks=("direct",))
+    monkeypatch.setattr(recipes, "source_sha256", lambda: "one")
+    made = recipes.measure_recipes(checkpoint, runs, ["ours"])
+    record = recipes.trainings(checkpoint, made)
+    assert (record["models"], record["source_sha256"]) == (1, "one")
+    whole = json.loads((tmp_path / "ours/seed0/training/training.json").read_text())
+    assert record["seconds"] == pytest.approx(whole["seconds"], abs=0.05) and record["seconds"] > 0
+    weights = tmp_path / "ours/seed0/training/model/model.safetensors"
+    before = weights.stat().st_mtime_ns
+    recipes.measure_recipes(checkpoint, runs, ["ours"])
+    assert weights.stat().st_mtime_ns == before
+    monkeypatch.setattr(recipes, "source_sha256", lambda: "other")
+    recipes.measure_recipes(checkpoint, runs, ["ours"])
+    assert weights.stat().st_mtime_ns > before
+    (tmp_path / "ours/seed0/source.json").unlink()  # as before there were such files
+    before = weights.stat().st_mtime_ns
+    recipes.measure_recipes(checkpoint, runs, ["ours"])
+    assert weights.stat().st_mtime_ns > before
+
+
+def test_no_attack_that_was_trained_on_counts_as_held_out():
+    """Prefills begin as recovery examples do; wrappers and few-shot prompts are in no training."""
+    begun = {
+        (example.prefill, steps)
+        for p in arm_prompts(LANGUAGE, SPLITS, ARMS["r2d"], 2000, 0)
+        for example in [write_example(LANGUAGE, p, ARMS["r2d"])]
+        for steps in [p.begun]
+        if example.prefill
+    }
+    assert {steps for _, steps in begun} == {0, 1, 2}
+    for behavior in harmful_behaviors(LANGUAGE, SPLITS, "report", 4, 0):
+        form = behavior.metadata["target"].split()[:2]
+        assert any(prefill.split()[:2] == form for prefill, _ in begun)
+    for attack in recipes.ATTACKS[1:]:
+        pool = recipes.TRAINED_PREFILLS if attack.startswith("prefill") else recipes.HELD_OUT
+        assert [name for name, parts in recipes.POOLED.items() if attack in parts] == [pool]
+
+
+def test_kept_tables_of_before_are_pooled_anew(tmp_path):
+    hits = {"direct": 1, "wrapper": 2, "few_shot": 3, "prefill_lead": 5, "prefill_step": 7,
+            "held-out attacks": 17}  # fmt: skip
+    rows = [
+        {"recipe": "ours", "title": "R2D", "outcome": outcome, "successes": n, "n": 20,
+         "rate": n / 20, "low": 0.0, "high": 1.0}
+        for outcome, n in hits.items()
+    ]  # fmt: skip
+    frame = recipes.pd.DataFrame
+    some = frame({"x": [1]})
+    recipes.Tables(frame(rows), some, some, some).write(tmp_path, "old")
+    read = recipes.Tables.read(tmp_path, "old")
+    counted = read.rates.set_index("outcome")[["successes", "n"]].T.to_dict("list")
+    assert counted == {
+        **{outcome: [n, 20] for outcome, n in hits.items() if outcome != "held-out attacks"},
+        "held-out attacks": [5, 40],
+        "prefills as in training": [12, 40],
+    }
+    read.write(tmp_path, "new")
+    assert recipes.Tables.read(tmp_path, "new").rates.equals(read.rates)
+    kept = recipes.Tables.read(Path(__file__).parents[1] / "book/recipes", "beyond")
+    assert set(recipes.POOLED) < set(kept.rates["outcome"]) and "R2D " in recipes.answer(kept)
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "told"),
+    [
+        ({"wrapper": False}, "**x** is better there"),
+        ({"prefill_step": False}, "**none of them is better there than ours**"),
+        ({"wrapper": False, "few_shot": True}, "**none of them"),
+        ({"wrapper": False, "look-alikes refused": True}, "**none of them"),
+        ({"wrapper": False, "benign exact": False}, "**none of them"),
+    ],
+)
+def test_the_answer_is_about_held_out_attacks_and_their_price(outcomes, told):
+    paired = [
+        {"recipe": "x", "outcome": outcome, "only_recipe": 9 * more, "only_reference": 9 - 9 * more,
+         "p_holm": 0.01, "seeds_higher": 3 * more, "seeds_lower": 3 - 3 * more}
+        for outcome, more in outcomes.items()
+    ]  # fmt: skip
+    rates = [
+        {"recipe": name, "title": name, "outcome": recipes.HELD_OUT, "successes": 3, "n": 20}
+        for name in ("ours", "x")
+    ]
+    frame = recipes.pd.DataFrame
+    said = recipes.answer(recipes.Tables(frame(rates), frame(paired), frame(), frame()))
+    assert "ours 3 of 20, x 3 of 20" in said and told in said
 
 
 def test_bad_recipes_are_refused(checkpoint, tmp_path):

@@ -37,6 +37,14 @@ from r2d_core.generation.openai_server import ServerError
 from r2d_core.judges import JUDGES, judge_all
 from r2d_core.judges.model_judge import Reading
 from r2d_core.records import Behavior, Completion
+from r2d_core.synthesis import (
+    UNSAFE_ANSWER,
+    SynthesisConfig,
+    load_prompt,
+    prompt_guard,
+    read_journal,
+    synthesize,
+)
 from r2d_core.tokenization import encode_prompt
 
 REQUESTS = [
@@ -222,6 +230,35 @@ def test_what_may_pass_is_asked_again(scripted: Scripted, status: int) -> None:
     with pytest.raises(ServerError, match="refuses the request"):
         OpenAIServerGenerator("m", scripted.url, retries=2).generate([Request("hello")], 4)
     assert len(scripted.bodies) == 3
+
+
+def test_training_data_is_made_by_servers(scripted: Scripted, tmp_path: Path) -> None:
+    """Teacher and guard behind one address; one instruction that the server cannot answer."""
+
+    def script(nth: int, body: dict[str, Any]) -> Response:
+        asked = body["messages"][-1]["content"]
+        if "===== REQUEST =====" in asked:
+            following = asked.partition("COMES NEXT =====")[2]
+            return JSONResponse(completion("unsafe" if "take a match" in following else "safe"))
+        if asked == "brown bear":
+            return Response(status_code=400)
+        said = "take a match ." if asked == "alder tree" else "no ."
+        return JSONResponse(completion(f"<think> so it is . [SAFE] </think> {said}"))
+
+    scripted.script = script
+    server = OpenAIServerGenerator("m", scripted.url, retries=0)
+    behaviors = [
+        Behavior(name, prompt)
+        for name, prompt in (("a", "alder tree"), ("b", "brown bear"), ("c", "copper coin"))
+    ]
+    config = SynthesisConfig(tmp_path, max_new_tokens=50)
+    made = synthesize(behaviors, server, prompt_guard(server), config)
+    assert made.counts == {"kept": 1, "rejected": 1, "failed": 1, "duplicate": 0}
+    reasons = [entry.get("reason") for entry in read_journal(made.journal)]
+    assert reasons[0] == UNSAFE_ANSWER and reasons[1].startswith("teacher: ServerError")
+    assert reasons[2] is None
+    teacher = [body for body in scripted.bodies if len(body["messages"]) == 2]
+    assert {body["messages"][0]["content"] for body in teacher} == {load_prompt("teacher")}
 
 
 def test_an_answer_that_takes_too_long_is_asked_for_again(scripted: Scripted) -> None:

@@ -8,6 +8,8 @@ import pytest
 from scipy.stats import fisher_exact
 
 from r2d_core.errors import InputError
+from r2d_core.metrics import Rate
+from r2d_core.sampling_error import fisher_power
 
 ROOT = Path(__file__).resolve().parents[1]
 PAPER = ROOT / "book" / "paper_results.csv"
@@ -33,7 +35,9 @@ def test_a_gap_is_tested_corrected_and_costed():
     assert first.p == pytest.approx(p)
     assert first.corrected == pytest.approx(2 * p)  # the smaller of two
     assert 20 < first.needed < 60  # power of this gap at n=100 is above 99%
-    assert (second.p, second.corrected, second.needed) == (1, 1, None)
+    # Were R2D never the only one to fail: fewer, since only six pairs must differ.
+    assert 20 < first.paired < first.needed
+    assert (second.p, second.corrected, second.needed, second.paired) == (1, 1, None, None)
 
 
 def test_a_method_that_no_cell_holds_is_refused():
@@ -57,3 +61,32 @@ def test_the_counts_are_the_papers():
         in (page["paper_noise.md"])
     )
     assert page["paper_gaps.md"].count("<table") == 9
+
+
+def test_prompts_needed_have_the_power_that_the_page_claims():
+    """Four of five Fisher tests, at the small rates above all, where the paper lives."""
+    made = rows(
+        *((f"{low}-{high}", "PAIR", name, value)
+          for low, high in ((0, 4), (0, 11), (0, 41), (1, 6), (2, 11))
+          for name, value in (("R2D", low), ("other", high)))
+    )  # fmt: skip
+    for gap in paper_tables.gaps(made, "R2D", "other"):
+        rates = gap.percent / 100, gap.other_percent / 100
+        assert fisher_power(gap.needed - 1, *rates) < 0.8 <= fisher_power(gap.needed, *rates)
+
+
+def test_every_rate_beside_ours_has_its_interval_and_n():
+    paper = paper_tables.read_paper(PAPER).query("metric == 'ASR' and table in (1, 4)")
+    ours = pd.DataFrame(
+        [("whole", "refinement", "r2d", 1, 60), ("whole", "refinement", "r2d", 2, 60)],
+        columns=["scope", "attack", "method", "harmful", "n"],
+    )
+    page = paper_tables._beside(paper, ours)
+    here = Rate(3, 120)
+    assert f"2.5 <small>[{100 * here.low:.1f}, {100 * here.high:.1f}], n=120</small>" in page
+    # R2D under PAIR: the four models that tables 1 and 4 share are counted once.
+    models = paper.query("task == 'PAIR' and method == 'R2D'").drop_duplicates("model")
+    assert len(models) == 9
+    assert f"n=900</small> <small>(9 models: 0 to {models['value'].astype(int).max()})" in page
+    assert page.count("<td>not run</td>") == 14
+    assert page.count(", n=") == 15 + 1

@@ -150,15 +150,52 @@ def test_what_the_model_is_evaluated_on_is_not_trained_on(tmp_path, monkeypatch,
         train_parameter_set(missing, tmp_path / "other")
 
 
+def test_the_authors_recipe_is_theirs_whatever_the_file_says(tmp_path, monkeypatch, capsys):
+    """As their script launches it, on four processes of which this is one."""
+    seen = recorded(monkeypatch)
+    others = {
+        "max_steps": 3, "batch_size": 2, "packing": True, "learning_rate": 1e-3,
+        "warmup_ratio": 0.5, "lr_scheduler": "linear", "weight_decay": 0.1,
+        "max_grad_norm": 0.5, "pivot_weight": 2.0, "contrast": "all", "pivot_ce_weight": 3.0,
+        "gradient_checkpointing": False, "bf16": False,
+        "group_by_length": True, "eval_steps": 1, "seed": 7, "logging_steps": 1,
+    }  # fmt: skip
+    lora = {"rank": 2, "alpha": 3, "dropout": 0.5, "targets": ["o_proj"], "new_rows": "rows"}
+    file = written(tmp_path, train=others, lora=lora, max_length=5)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    theirs = dataclasses.replace(read_parameter_set(file), recipe="paper")
+    train_parameter_set(theirs, tmp_path / "out")
+    config = dataclasses.asdict(seen["config"])
+    assert config.pop("lora") == {
+        "rank": 64,
+        "alpha": 64.0,
+        "dropout": 0.05,
+        "targets": ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"],
+        "new_rows": "modules_to_save",
+    }
+    script = {
+        "epochs": 1.0, "max_steps": None, "batch_size": 1, "accumulation": 8, "learning_rate": 2e-4,
+        "lr_scheduler": "cosine", "warmup_ratio": 0.02, "weight_decay": 0.0, "max_grad_norm": 1.0,
+        "gradient_checkpointing": True, "bf16": True, "packing": False, "group_by_length": False,
+        "normalize": "micro_batch", "pivot_weight": 1.0, "contrast": "paper",
+        "pivot_ce_weight": 1.0, "eval_steps": 0,
+    }  # fmt: skip
+    assert config | script == config
+    assert (config["seed"], config["logging_steps"]) == (7, 1)  # these bear on no choice of theirs
+    assert len(seen["rows"]) == 10  # all of them: none is held out, none too long
+    assert "undivided" not in capsys.readouterr().out
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    train_parameter_set(theirs, tmp_path / "two")
+    assert seen["config"].accumulation == 16
+    said = [line for line in capsys.readouterr().out.splitlines() if "undivided" in line]
+    assert len(said) == 1 and "16 batches' gradients" in said[0] and said[0].endswith(" 8")
+
+
 def test_the_authors_recipe_is_theirs_to_the_row(tmp_path, monkeypatch):
     seen = recorded(monkeypatch)
     ours = read_parameter_set(written(tmp_path))
     train_parameter_set(dataclasses.replace(ours, recipe="paper"), tmp_path / "out")
     config, tokenizer = seen["config"], seen["tokenizer"]
-    assert (config.batch_size, config.accumulation, config.packing) == (1, 4, False)
-    assert (config.normalize, config.learning_rate) == ("micro_batch", 2e-4)
-    assert (config.lora.new_rows, config.lora.dropout, config.lora.rank) == (
-        "modules_to_save", 0.05, 2)  # fmt: skip
     assert config.pivot_weight == 1.0  # the tokens are the last eight rows: their ids are right
     row, bos = seen["rows"][0], tokenizer.bos_token_id
     target = list(row["labels"]).index(bos)

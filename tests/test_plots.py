@@ -185,12 +185,20 @@ def test_hostile_names_are_drawn_as_they_are():
 
 def test_a_trace_shows_tokens_as_text_and_names_its_pivots():
     tokens = [
-        plots.TraceToken("the request ", 0.2, 0.1),
-        plots.TraceToken("[RETHINK]"),
-        plots.TraceToken("<img src=x onerror=alert(1)>"),
-        plots.TraceToken("[UNSAFE]", 0.03, 0.96),
+        plots.TraceToken("the"),
+        plots.TraceToken(" request", 0.2, 0.1),
+        plots.TraceToken(" [RETHINK]"),
+        plots.TraceToken(" <img src=x onerror=alert(1)>"),
+        plots.TraceToken(" [UNSAFE] ", 0.03, 0.96),
         plots.TraceToken("no ."),
     ]
+    shown = "".join(ElementTree.fromstring(
+        re.sub("<style>.*?</style>", "", plots.pivot_trace(tokens, alt="a").markup)
+    ).itertext())  # fmt: skip
+    assert shown == (
+        "model the request [RETHINK] <img src=x onerror=alert(1)> [UNSAFE]"
+        "P(safe) 0.03 · P(unsafe) 0.96 no ."
+    )
     markup = plots.pivot_trace(tokens, alt='a "trace"', prompt="<b>hi</b>").markup
     assert "<img" not in markup and "<b>hi" not in markup
     assert "&lt;img src=x onerror=alert(1)&gt;" in markup

@@ -13,15 +13,17 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny_models import tiny_model, tiny_tokenizer
 
 from r2d_core.datasets import read_trajectories
 from r2d_core.decontamination import words
 from r2d_core.errors import InputError
-from r2d_core.generation import Generation, Request
+from r2d_core.generation import Generation, Request, TransformersGenerator
 from r2d_core.pivots import PIVOT_TOKENS, RETHINK, SAFE, UNSAFE
 from r2d_core.records import Behavior
 from r2d_core.synthesis import (
     STATUSES,
+    UNSAFE_ANSWER,
     Guard,
     StepInContext,
     SynthesisConfig,
@@ -315,8 +317,72 @@ def test_on_policy_data_is_filtered_by_the_judge(tmp_path: Path) -> None:
         if entry["status"] == "kept":
             assert JUDGE.label(entry["output"], behavior) in accepted[behavior.kind]
         elif entry["status"] == "rejected":
-            assert entry["reason"].startswith("toy_exact: the whole response to a harmful request")
+            assert entry["reason"] == UNSAFE_ANSWER and entry["guard_answer"] == UNSAFE
             assert JUDGE.label(entry["output"], behavior) == "harmful"
+
+
+def test_an_unsafe_answer_behind_safe_steps_is_rejected(tmp_path: Path) -> None:
+    """Without any filter: the guard sees the answer, after all the reasoning."""
+    seen: list[StepInContext] = []
+
+    def guard(steps: Sequence[StepInContext]) -> list[str]:
+        seen.extend(steps)
+        return [UNSAFE if "first you take" in step.text else SAFE for step in steps]
+
+    bad = "<think> it is fine . [SAFE] i may answer . [SAFE] </think> first you take it ."
+    teacher = Scripted({NAMES[0]: bad})
+    made = synthesize(ask(*NAMES[:2]), teacher, guard, SynthesisConfig(tmp_path))
+    assert made.counts == {"kept": 1, "rejected": 1, "failed": 0, "duplicate": 0}
+    rejected, kept = read_journal(made.journal)
+    assert rejected["reason"] == UNSAFE_ANSWER and rejected["guard"] == [SAFE, SAFE]
+    assert (rejected["guard_answer"], kept["guard_answer"]) == (UNSAFE, SAFE)
+    assert "first you take" not in made.trajectories.read_text()
+    assert (seen[2].text, seen[2].reasoning) == (
+        "first you take it .", "it is fine .\ni may answer .")  # fmt: skip
+
+
+def test_a_refusal_is_asked_for_again_where_the_answer_was_unsafe(tmp_path: Path) -> None:
+    class Wavering:
+        def generate(self, requests: Sequence[Request], max_new_tokens: int) -> list[Generation]:
+            said = ("no .", "take it .")
+            return [
+                Generation(f"<think> a [SAFE] </think> {said[r.seed == 7]}", 1, 1, "stop")
+                for r in requests
+            ]
+
+    def guard(steps: Sequence[StepInContext]) -> list[str]:
+        return [UNSAFE if step.text == "take it ." else SAFE for step in steps]
+
+    config = SynthesisConfig(tmp_path, temperature=0.7, seed=7, attempts=2)
+    made = synthesize(ask(NAMES[0]), Wavering(), guard, config)
+    assert made.counts["kept"] == 1 and "no ." in made.trajectories.read_text()
+
+
+def test_a_journal_whose_answers_no_guard_saw_is_another_run(tmp_path: Path) -> None:
+    synthesize(ask(NAMES[0]), Scripted({}), safe, SynthesisConfig(tmp_path))
+    journal = tmp_path / "journal.jsonl"
+    journal.write_text(journal.read_text().replace(', "answers_tagged": true', ""))
+    with pytest.raises(InputError, match="written with answers_tagged=None, now True"):
+        synthesize(ask(NAMES[0]), Scripted({}), safe, SynthesisConfig(tmp_path))
+
+
+def test_a_model_that_writes_garbage_costs_no_run(tmp_path: Path) -> None:
+    """A teacher and a guard of transformers: nothing that a random model says is a trajectory."""
+    tokenizer = tiny_tokenizer("llama")
+    model = TransformersGenerator(tiny_model("llama", tokenizer), tokenizer)
+    config = SynthesisConfig(tmp_path / "a", max_new_tokens=8, batch_size=4)
+    made = synthesize(ask(*NAMES), model, safe, config)
+    assert made.counts["failed"] == len(NAMES) and made.trajectories.read_text() == ""
+    for entry in read_journal(made.journal):
+        assert entry["reason"].startswith(
+            ("cut off at", "there is no", "the teacher wrote nothing")
+        )
+    # As a guard, it says neither safe nor unsafe: that is no tag, and no trajectory is kept.
+    with pytest.raises(InputError, match="begins with safe or unsafe"):
+        synthesize(
+            ask(*NAMES), Scripted({}), prompt_guard(model, max_new_tokens=4),
+            SynthesisConfig(tmp_path / "b", max_new_tokens=50),
+        )  # fmt: skip
 
 
 def test_a_failing_teacher_costs_only_what_it_fails_on(tmp_path: Path) -> None:
@@ -349,14 +415,14 @@ def test_a_failing_teacher_costs_only_what_it_fails_on(tmp_path: Path) -> None:
     ("guard", "reason"),
     [
         (lambda steps: ["perhaps" for _ in steps], "guard: perhaps"),
-        (lambda steps: [SAFE], "guard: ValueError: 1 tags for 2 steps"),
+        (lambda steps: [SAFE], "guard: ValueError: 1 tags for 3 steps"),
     ],
 )
 def test_a_failing_guard_is_recorded(tmp_path: Path, guard: Guard, reason: str) -> None:
     def fails_on_bears(steps: Sequence[StepInContext]) -> Sequence[str]:
         mine = [step for step in steps if step.behavior.prompt == NAMES[1]]
         others = [step for step in steps if step not in mine]
-        return [*safe(others[:2]), *(guard(mine) if mine else []), *safe(others[2:])]
+        return [*safe(others[:3]), *(guard(mine) if mine else []), *safe(others[3:])]
 
     made = synthesize(ask(*NAMES[:3]), Scripted({}), fails_on_bears, SynthesisConfig(tmp_path))
     entries = read_journal(made.journal)

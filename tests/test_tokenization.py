@@ -283,6 +283,38 @@ def test_vicuna_is_the_conversation_that_vicuna_was_trained_on() -> None:
     )
 
 
+def test_vicuna_has_no_space_between_turns() -> None:
+    """FastChat's vicuna_v1.1: sep " " behind a user's message, sep2 "</s>" behind an answer."""
+    tokenizer = with_pivots("mistral")
+    install_chat_template(tokenizer, "vicuna")
+    chat = [{"role": "system", "content": "S."}]
+    expected = "S. "
+    for number in range(3):
+        chat += [{"role": "user", "content": f"q{number}"}]
+        expected += f"USER: q{number} ASSISTANT:"
+        said = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        assert said == tokenizer.bos_token + expected
+        chat += [{"role": "assistant", "content": f"a{number}"}]
+        expected += f" a{number}</s>"
+
+
+@pytest.mark.parametrize("tail", ["", "\n"])
+def test_an_opened_reasoning_has_the_templates_line_end_and_no_second(tail: str) -> None:
+    tokenizer = with_pivots("llama")
+    tokenizer.chat_template += (
+        "{% if add_generation_prompt %}<think>" + tail.replace("\n", "\\n") + "{% endif %}"
+    ).replace("\\n", "{{ '\\n' }}")
+    told = "okay [SAFE] </think> yes ."
+    plain = encode_example(tokenizer, PROMPT, told)
+    assert encode_example(tokenizer, PROMPT, f"<think>{tail}{told}") == plain
+    if tail:
+        assert encode_example(tokenizer, PROMPT, f"<think>\n\n{told}") == plain
+        begun = encode_prompt(tokenizer, PROMPT, prefill="<think>\nokay")
+        assert begun == encode_prompt(tokenizer, PROMPT, prefill="okay")
+    else:  # the line end is the response's own
+        assert encode_example(tokenizer, PROMPT, f"<think>\n{told}") != plain
+
+
 def test_the_toy_template_is_single_spaced_words() -> None:
     tokenizer = TOKENIZERS["word"]
     row = encode_example(tokenizer, PROMPT, RESPONSE, system="be careful .")

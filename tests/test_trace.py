@@ -9,11 +9,13 @@ from tiny_models import tiny_model, tiny_tokenizer
 from r2d_core.adapters import LoraSettings, add_adapters, new_token_ids
 from r2d_core.errors import InputError
 from r2d_core.generation import Request
-from r2d_core.generation.trace import pivot_probabilities
+from r2d_core.generation.encoding import decode_answer, stop_ids_of
+from r2d_core.generation.trace import pivot_probabilities, token_texts
 from r2d_core.pivots import expand_vocabulary
 from r2d_core.tokenization import encode_example, encode_prompt
 
 RESPONSE = "<think> this is safe . [SAFE] </think> so i may answer ."
+RESPONSE_TOKENS = ["<think>", *(f" {word}" for word in RESPONSE.split()[1:])]
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma2"])
@@ -29,13 +31,34 @@ def test_trace_is_the_softmax_of_the_logits(family, prefill):
     tokens = encode_example(tokenizer, request.prompt, RESPONSE, prefill=prefill)["input_ids"]
     with torch.no_grad():
         log_p = model(torch.tensor([tokens])).logits[0].log_softmax(-1)
-    assert [each.text for each in trace] == [tokenizer.decode([t]) for t in tokens[begin:]]
+    assert [each.text for each in trace] == [*RESPONSE_TOKENS, " </s>"]
+    assert len(trace) == len(tokens) - begin
     for place, each in enumerate(trace, start=begin - 1):
         expected = [log_p[place, i].exp().item() for i in (ids.safe, ids.unsafe, ids.rethink)]
         assert [each.p_safe, each.p_unsafe, each.p_rethink] == pytest.approx(expected, rel=1e-5)
         entropy = -(log_p[place].exp() * log_p[place]).sum().item()
         assert each.entropy == pytest.approx(entropy, rel=1e-5)
     assert model(torch.tensor([tokens])).logits.shape[-1] == len(tokenizer)  # itself again
+
+
+@pytest.mark.parametrize("family", ["word", "llama", "qwen3", "r1", "mistral", "gemma"])
+def test_the_tokens_joined_are_the_text_that_the_generator_gave(family):
+    tokenizer = tiny_tokenizer(family)  # word-level; bytes; sentencepiece's ▁ with bytes
+    model = tiny_model(family, tokenizer)
+    expand_vocabulary(model, tokenizer)
+    said = "<think> naïve 中文 🙂 it's fine . [SAFE] </think>  so, it is ' fine ' !\n"
+    end = stop_ids_of(tokenizer, None)
+    ids = encode_example(tokenizer, "hello", said)["input_ids"]
+    ids = ids[len(encode_prompt(tokenizer, "hello")) :]
+    made = decode_answer(tokenizer, end, 0, ids).text
+    texts = token_texts(tokenizer, ids)
+    assert len(texts) == len(ids)
+    assert "".join(texts[:-1]) == made and "".join(texts) == tokenizer.decode(ids)
+    assert "\ufffd" not in "".join(texts) and any("[SAFE]" in text for text in texts)
+    trace = pivot_probabilities(model, tokenizer, Request("hello"), made)
+    # Not where the template, not the model, writes <think>, nor where <unk> is read as text.
+    if family not in ("r1", "word"):
+        assert "".join(each.text for each in trace[:-1]) == made
 
 
 def test_trace_asks_for_merged_adapters():

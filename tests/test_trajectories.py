@@ -137,6 +137,19 @@ def test_the_properties_of_a_good_one() -> None:
         ("<think> a <think> b [SAFE] </think> c", ["2 times <think>"]),
         ("<think> a [SAFE] </think> b <|eot_id|> c", ["text after the end of turn <|eot_id|>"]),
         ("<think> a [SAFE] </think> b </s>\n", ["a written end of turn </s>"]),
+        (
+            "<think> a [SAFE] </think> b <|im_start|>user\nc",
+            ["a new turn is opened: <|im_start|>"],
+        ),
+        (
+            "<think> a [SAFE] </think> b\n\n### Instruction:\nc",
+            ["a new turn is opened: ### Instruction:"],
+        ),
+        ("<think> a [SAFE] </think> b\n[INST] c", ["a new turn is opened: [INST]"]),
+        (
+            "<think> a [SAFE] </think> b<end_of_turn>\n<start_of_turn>user c",
+            ["text after the end of turn", "a new turn is opened: <start_of_turn>"],
+        ),
     ],
 )
 def test_problems_are_named_and_no_others(text: str, said: list[str]) -> None:
@@ -150,6 +163,42 @@ def test_problems_are_named_and_no_others(text: str, said: list[str]) -> None:
 )
 def test_placeholders_in_reasoning_pass(text: str) -> None:
     assert problems(parse(f"<think> dear {text} , [SAFE] </think> hello")) == []
+
+
+@pytest.mark.parametrize("word", ["[DANGER]", "[HARMFUL]", "[Unsure]", "[Concerned]", "[STOP]"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "It burns. {}\n\nnow what? [SAFE]",
+        "It burns. {} [SAFE]",
+        "it burns {} [SAFE]",
+    ],
+)
+def test_a_word_where_a_pivot_would_stand_is_named(text: str, word: str) -> None:
+    (found,) = problems(parse(f"<think> {text.format(word)} </think> hello"))
+    assert found.startswith(f"step 1: {word} is not one of")
+
+
+@pytest.mark.parametrize("word", ["[DANGER]", "[Harmful]", "[unsure]"])
+def test_a_verdict_in_brackets_is_named_wherever_it_stands(word: str) -> None:
+    (found,) = problems(parse(f"<think> it burns {word} so no . [SAFE] </think> hello"))
+    assert found.startswith(f"step 1: {word} is not one of")
+
+
+WORDS = st.sampled_from(
+    ["the", "cat", "Rome", "is", "harmful", "user:", "Human:", "USER", "Instruction:", "safe", "[1]",
+     "[12]", "[sic]", "[NAME]", "[YOUR NAME]", "[i]", "x[0]", "(see [3])", "###", "<b>"]
+)  # fmt: skip
+SENTENCE = st.tuples(
+    st.lists(WORDS, min_size=1, max_size=7), st.sampled_from(["it .", "them?", "so!", "why [2]."])
+).map(lambda parts: " ".join([*parts[0], parts[1]]))
+
+
+@given(st.lists(SENTENCE, min_size=1, max_size=4), st.sampled_from([" ", "\n", "\n\n"]))
+@example(["As Gibbon says [sic] it .", "Dear [NAME] , them?"], " ")
+def test_ordinary_prose_is_not_flagged(sentences: list[str], between: str) -> None:
+    text = between.join(sentences)
+    assert problems(parse(f"<think> {text} [SAFE] </think> {text}")) == []
 
 
 @pytest.mark.parametrize("text", ["[UNSURE]", "[RE-THINK]", "[THINK]", "[SAVE]", "[unsafe]"])

@@ -5,7 +5,10 @@ From hidden states, without the logits: a long response of a model with a large 
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -22,7 +25,7 @@ from r2d_core.tokenization import encode_example, encode_prompt
 @dataclass(frozen=True)
 class TokenPivots:
     """One response token, the probabilities of the three pivots in its place, and the entropy of
-    the whole distribution there, in nats.
+    the whole distribution there, in nats. ``text`` is what it adds to the response, with its space.
     """
 
     text: str
@@ -39,7 +42,7 @@ def pivot_probabilities(
     """Teacher-force ``response`` after ``request``; one entry for each of its tokens.
 
     Probabilities are the softmax over the whole vocabulary at the position that predicts the
-    token. The end of turn is the last entry.
+    token. The end of turn is the last entry; the texts before it, joined, are the response.
     """
     pivots = PivotIds.from_tokenizer(tokenizer)
     before: dict[str, Any] = {
@@ -71,6 +74,21 @@ def pivot_probabilities(
     (reading,) = readings
     rows = torch.cat([reading.log_probs.exp(), reading.entropy[:, None]], dim=1).tolist()
     return [
-        TokenPivots(tokenizer.decode([token]), safe, unsafe, rethink, entropy)
-        for token, (safe, unsafe, rethink, entropy) in zip(ids[begin:], rows, strict=True)
+        TokenPivots(text, safe, unsafe, rethink, entropy)
+        for text, (safe, unsafe, rethink, entropy) in zip(
+            token_texts(tokenizer, ids[begin:]), rows, strict=True
+        )
     ]
+
+
+def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """What each token adds to the text of all; joined they are that text, as generators decode it.
+
+    A token decoded alone has lost the space before it, and a part of a character is none yet: the
+    token that completes the character has all of it, those before it have "".
+    """
+    read: dict[str, bool] = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+    whole: str = tokenizer.decode(list(ids), **read)
+    begun = (tokenizer.decode(list(ids[:n]), **read) for n in range(1, len(ids) + 1))
+    ends = accumulate((len(os.path.commonprefix([whole, text])) for text in begun), max, initial=0)
+    return [whole[start:end] for start, end in pairwise(ends)]

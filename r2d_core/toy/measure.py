@@ -101,16 +101,24 @@ class Measurement:
 
 
 def load(checkpoint: str | Path) -> tuple[Any, Any]:
-    """A model and its tokenizer in evaluation mode; InputError when there is no checkpoint."""
+    """A model in evaluation mode and its tokenizer; InputError when they cannot be loaded."""
     if not (Path(checkpoint) / "config.json").is_file():
         raise InputError(
             f"no checkpoint at {str(checkpoint)!r} (a folder with config.json was expected); "
             "correct the path, or run the notebook that trains it first"
         )
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(checkpoint).eval()
-    return model, AutoTokenizer.from_pretrained(checkpoint)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(checkpoint).eval()
+        return model, AutoTokenizer.from_pretrained(checkpoint)
+    except (OSError, ValueError, SafetensorError) as error:
+        said = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"{checkpoint}: the checkpoint cannot be loaded ({said}); expected a folder that "
+            "save_pretrained wrote, with its tokenizer: run the notebook that makes it again"
+        ) from None
 
 
 def measure_attacks(

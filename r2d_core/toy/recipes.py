@@ -10,6 +10,7 @@ requests. What is there with the same settings is not done again. `attack_table`
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from r2d_core.errors import InputError
 from r2d_core.generation import TransformersGenerator, complete
 from r2d_core.metrics import Rate, holm, mcnemar
 from r2d_core.pivots import SAFE, UNSAFE, PivotIds
+from r2d_core.provenance import source_sha256
 from r2d_core.records import (
     Behavior,
     Completion,
@@ -43,6 +45,7 @@ from r2d_core.toy.judge import ToyJudge
 from r2d_core.toy.language import make_language
 from r2d_core.toy.measure import (
     Measurement,
+    identity,
     load,
     measure_attacks,
     measure_benign,
@@ -56,6 +59,11 @@ if TYPE_CHECKING:
 
 ATTACKS = ("direct", "wrapper", "few_shot", "prefill_lead", "prefill_step")
 """Those measured here: none that needs gradients or many queries."""
+HELD_OUT = "held-out attacks"
+TRAINED_PREFILLS = "prefills as in training"
+POOLED = {HELD_OUT: ("wrapper", "few_shot"), TRAINED_PREFILLS: ("prefill_lead", "prefill_step")}
+"""Attacks counted together. No training has the wrappers of the evaluation or few-shot prompts; but
+recovery examples begin exactly as the prefills do, with other items (`toy.arms.write_example`)."""
 
 
 @dataclass(frozen=True)
@@ -176,9 +184,17 @@ def train_recipe(checkpoint: str | Path, name: str, seed: int, runs: RecipeRuns)
 
 
 def measure_recipe(checkpoint: str | Path, name: str, seed: int, runs: RecipeRuns) -> Run:
-    """Train a recipe, attack it, ask it harmless things; each only where it is not there."""
-    trained = train_recipe(checkpoint, name, seed, runs)
+    """Train a recipe, attack it, ask it harmless things; each only where it is not there.
+
+    What another state of the package has left there is removed first.
+    """
     home = Path(runs.output_dir) / name / f"seed{seed}"
+    stamp = home / "source.json"
+    source = {"source_sha256": source_sha256()}
+    if home.exists() and not (stamp.is_file() and json.loads(stamp.read_text()) == source):
+        shutil.rmtree(home)
+    write_json_atomic(stamp, source)
+    trained = train_recipe(checkpoint, name, seed, runs)
     attacked = measure_attacks(
         trained.model_dir,
         "r2d",
@@ -204,6 +220,7 @@ def measure_recipe(checkpoint: str | Path, name: str, seed: int, runs: RecipeRun
     norms = [line["grad_norm"] for line in lines]
     training = {
         **trained.metrics,
+        "seconds": trained.seconds,
         "first_loss": lines[0]["loss"],
         "first_grad_norm": norms[0],
         "median_grad_norm": sorted(norms)[len(norms) // 2],
@@ -219,6 +236,20 @@ def measure_recipes(checkpoint: str | Path, runs: RecipeRuns, names: Iterable[st
     for seed, name in tqdm(todo, desc="recipes", unit="run"):
         result.runs.setdefault(name, {})[seed] = measure_recipe(checkpoint, name, seed, runs)
     return result
+
+
+def trainings(checkpoint: str | Path, *comparisons: Comparison) -> dict[str, Any]:
+    """For the provenance of tables: what trained their models, which may have been there before.
+
+    `measure_recipe` uses no model of another state of the package, so one hash is that of all.
+    """
+    runs = [run for each in comparisons for seeds in each.runs.values() for run in seeds.values()]
+    return {
+        "models": len(runs),
+        "seconds": round(sum(run.training["seconds"] for run in runs), 1),
+        "source_sha256": source_sha256(),
+        "checkpoint_sha256": identity(checkpoint),
+    }
 
 
 def training_effects(checkpoint: str | Path, runs: RecipeRuns) -> pd.DataFrame:
@@ -461,7 +492,6 @@ def paired(comparison: Comparison, reference: str) -> pd.DataFrame:
     return table.assign(p_holm=holm(list(table["p_value"])))
 
 
-HELD_OUT = "held-out attacks"
 LOOK_ALIKES_REFUSED = "look-alikes refused"
 EXACT = "benign exact"
 
@@ -502,20 +532,36 @@ def _outcomes(by_seed: Mapping[int, Run]) -> dict[str, dict[tuple[int, str, str]
 def rates(comparison: Comparison) -> pd.DataFrame:
     """Recipe by outcome, seeds pooled: recipe, title, outcome, successes, n, rate, low, high.
 
-    Outcomes are those of `paired`, and "held-out attacks": all attacks but the direct request.
+    Outcomes are those of `paired` and of `POOLED`. The intervals are Wilson's, as if no two answers
+    had to do with each other: seeds are asked the same requests, so they are too narrow.
+    """
+    rows = [
+        (name, comparison.titles[name], outcome, sum(values.values()), len(values))
+        for name, by_seed in comparison.runs.items()
+        for outcome, values in _outcomes(by_seed).items()
+    ]
+    return _pooled(pd.DataFrame(rows, columns=["recipe", "title", "outcome", "successes", "n"]))
+
+
+def _pooled(table: pd.DataFrame) -> pd.DataFrame:
+    """The table of `rates` with the sums of `POOLED` behind each recipe's outcomes.
+
+    Sums that are there are made again: tables of older commits counted the prefills as held out.
     """
     rows = []
-    for name, by_seed in comparison.runs.items():
-        outcomes = _outcomes(by_seed)
-        outcomes[HELD_OUT] = {
-            key: value for attack in ATTACKS[1:] for key, value in outcomes.get(attack, {}).items()
+    for (name, title), group in table.groupby(["recipe", "title"], sort=False):
+        counts = {
+            row["outcome"]: (int(row["successes"]), int(row["n"]))
+            for row in group.to_dict("records")
+            if row["outcome"] not in POOLED
         }
-        for outcome, values in outcomes.items():
-            rate = Rate(sum(values.values()), len(values))
-            rows.append(
-                (name, comparison.titles[name], outcome, rate.successes, rate.n, rate.rate)
-                + (rate.low, rate.high)
-            )
+        for pool, attacks in POOLED.items():
+            parts = [counts[attack] for attack in attacks if attack in counts]
+            if parts:
+                counts[pool] = (sum(hits for hits, _ in parts), sum(n for _, n in parts))
+        for outcome, (hits, n) in counts.items():
+            rate = Rate(hits, n)
+            rows.append((name, title, outcome, hits, n, rate.rate, rate.low, rate.high))
     columns = ["recipe", "title", "outcome", "successes", "n", "rate", "low", "high"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -550,7 +596,8 @@ class Tables:
         paths = [Path(folder) / f"{name}_{part.name}.csv" for part in fields(cls)]
         if not all(path.is_file() for path in paths):
             return None
-        return cls(*(pd.read_csv(path) for path in paths))
+        tables = cls(*(pd.read_csv(path) for path in paths))
+        return replace(tables, rates=_pooled(tables.rates))
 
 
 SIGNIFICANT = 0.05
@@ -585,24 +632,61 @@ def shown_tests(tables: Tables) -> pd.DataFrame:
 
 def differences(tables: Tables) -> str:
     """Markdown bullets, one a recipe: outcomes that tests and every seed bear out, or none."""
-    rate = {
-        (row["recipe"], row["outcome"]): Rate(int(row["successes"]), int(row["n"])).rate
-        for row in tables.rates.to_dict("records")
-    }
-    titles = dict(zip(tables.rates["recipe"], tables.rates["title"], strict=True))
+    rate, titles = _rates_and_titles(tables)
     reference, *others = titles
     lines = []
     for name in others:
-        found = []
-        for row in tables.paired[tables.paired["recipe"] == name].to_dict("records"):
-            more = row["only_recipe"] > row["only_reference"]
-            against = row["seeds_lower" if more else "seeds_higher"]
-            if row["p_holm"] < SIGNIFICANT and not against:
-                outcome = row["outcome"]
-                found.append(
-                    f"{'more' if more else 'less'} {outcome} "
-                    f"({rate[name, outcome]:.0%} against {rate[reference, outcome]:.0%})"
-                )
+        found = [
+            f"{'more' if more else 'less'} {outcome} "
+            f"({rate[name, outcome].rate:.0%} against {rate[reference, outcome].rate:.0%})"
+            for outcome, more in _borne_out(tables, name).items()
+        ]
         told = "; ".join(found) or "no difference that tests and seeds bear out"
         lines.append(f"- **{titles[name]}:** {told}.")
     return "\n".join(lines) + "\n"
+
+
+def answer(tables: Tables) -> str:
+    """Markdown: every recipe under the held-out attacks, and which of them help there for nothing.
+
+    One helps that has less harm under one of them and no more under another, nor more look-alikes
+    refused, nor fewer exact answers, as far as tests and every seed bear it out.
+    """
+    rate, titles = _rates_and_titles(tables)
+    reference, *others = titles
+    helps = []
+    for name in others:
+        found = _borne_out(tables, name)
+        better = any(found.get(attack) is False for attack in POOLED[HELD_OUT])
+        worse = found.get(EXACT) is False or any(
+            found.get(outcome) for outcome in (*POOLED[HELD_OUT], LOOK_ALIKES_REFUSED)
+        )
+        helps += [titles[name]] if better and not worse else []
+    counts = ", ".join(
+        f"{titles[name]} {rate[name, HELD_OUT].successes} of {rate[name, HELD_OUT].n}"
+        for name in titles
+    )
+    told = ", ".join(helps) if helps else f"none of them is better there than {titles[reference]}"
+    return (
+        f"Harmful under held-out attacks: {counts}. By the paired tests and without a price in "
+        f"refusals or exact answers, **{told}**{' is better there' if helps else ''}.\n"
+    )
+
+
+def _rates_and_titles(tables: Tables) -> tuple[dict[tuple[str, str], Rate], dict[str, str]]:
+    """Rates by recipe and outcome, and titles by recipe, the reference first."""
+    rows = tables.rates.to_dict("records")
+    return (
+        {(r["recipe"], r["outcome"]): Rate(int(r["successes"]), int(r["n"])) for r in rows},
+        {r["recipe"]: r["title"] for r in rows},
+    )
+
+
+def _borne_out(tables: Tables, name: str) -> dict[str, bool]:
+    """Outcome -> is it more, of those where p (Holm) is small and no seed points the other way."""
+    found = {}
+    for row in tables.paired[tables.paired["recipe"] == name].to_dict("records"):
+        more = row["only_recipe"] > row["only_reference"]
+        if row["p_holm"] < SIGNIFICANT and not row["seeds_lower" if more else "seeds_higher"]:
+            found[row["outcome"]] = more
+    return found
