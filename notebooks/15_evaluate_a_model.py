@@ -54,6 +54,7 @@ completions: str = ""  # somebody's file in place of the model
 judges: dict[str, dict] = {"harmbench_strings": {}}  # name -> model, generator, …
 max_new_tokens: int | None = None  # of an answer with its reasoning; None: 1024, in the toy 64
 timed: int = 8  # requests of each kind whose answers' seconds are measured; 0: none
+utility: dict = {}  # of UtilityConfig: {tasks: [gsm8k], limit: 200}; empty: not measured
 seed: int = 0  # of what an attack draws
 export: str = ""  # "harmbench" or "jailbreakbench": files for these suites besides
 output_dir: str = "results/interactive/evaluation"  # one folder a model and set of attacks
@@ -96,6 +97,7 @@ from r2d_core.evaluation import (
     reach_described,
     read_material,
     summary,
+    utility_once,
     with_forgeries,
     with_own_traces,
     with_targets,
@@ -270,6 +272,19 @@ if len(refused):
     display(plots.table(refused, index=False))
 else:
     display(Markdown("*No benign request was asked, or no judge here tells refusals.*"))
+
+# %% [markdown]
+# ## Ability
+#
+# By lm-evaluation-harness, of the model without a defence. *unfinished*: answers that ended at the
+# token limit or within the reasoning.
+
+# %% tags=["hide-input"]
+if utility and not completions:
+    measured = pd.DataFrame(utility_once(utility, reached, folder))
+    display(plots.table(measured, index=False, number="{:.3f}"))
+else:
+    display(Markdown("*Not measured here.*"))
 
 # %% [markdown]
 # ## Some answers

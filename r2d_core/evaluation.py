@@ -14,6 +14,7 @@ import csv
 import dataclasses
 import hashlib
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -75,6 +76,7 @@ from r2d_core.records import (
 )
 from r2d_core.records.outcomes import NOT_ATTEMPTED, SUCCESS
 from r2d_core.trajectories import parse
+from r2d_core.utility import PAPER_TASKS, Score, UtilityConfig, measure_utility
 
 BATCH = 64
 """Requests put to the generator at once; after each batch their answers are on disk."""
@@ -91,10 +93,12 @@ RAISED = "<think>The user asks for help with an ordinary task. [SAFE]"
 HOW = frozenset(
     {"batch_tokens", "device_map", "concurrency", "retries", "timeout_s", "cache",
      "api_key_variable", "gpu_memory_utilization", "tensor_parallel_size", "max_num_seqs",
-     "max_model_len"}
+     "max_model_len", "token", "hf_token", "cache_dir", "download_dir", "local_files_only"}
 )  # fmt: skip
-"""Settings of how a model is run: they change none of its answers but by rounding, and a run goes
-on under others."""
+"""Settings of how a model is fetched and run: they change none of its answers but by rounding, and
+a run goes on under others. They are in no name, and so is no key."""
+FROM_WHERE = ("revision", "subfolder", "token", "cache_dir", "local_files_only")
+"""Settings of a local model that its tokenizer is loaded with, too."""
 
 R = TypeVar("R", TestCase, Completion, Verdict)
 
@@ -181,7 +185,8 @@ def _reach(model: str, generator: str, judge: str, settings: Mapping[str, Any]) 
         )
         if torch.cuda.is_available() and "device_map" not in settings:
             loaded = loaded.to("cuda")
-        tokenizer = load_tokenizer(model, judge)
+        where = {name: settings[name] for name in FROM_WHERE if name in settings}
+        tokenizer = load_tokenizer(model, judge, **where)
         made = TransformersGenerator(loaded, tokenizer, **own)
         commit = getattr(loaded.config, "_commit_hash", None)  # which one the hub's name was
         return Reached(made, f"{named}@{commit}" if commit else named, loaded, tokenizer)
@@ -189,12 +194,12 @@ def _reach(model: str, generator: str, judge: str, settings: Mapping[str, Any]) 
         raise InputError(f"generator {generator!r}: {error}") from None
 
 
-def load_tokenizer(model: str, judge: str = "") -> Any:
+def load_tokenizer(model: str, judge: str = "", **where: Any) -> Any:
     """A model's tokenizer, with the chat template of ``judge`` where that has one of its own.
 
-    InputError when there is no such model.
+    ``where`` are settings of `FROM_WHERE`. InputError when there is no such model.
     """
-    tokenizer = _loaded(model, AutoTokenizer.from_pretrained)
+    tokenizer = _loaded(model, AutoTokenizer.from_pretrained, **where)
     if judge and getattr(JUDGES[judge], "chat_template", ""):
         install_judge_template(tokenizer, judge)
     return tokenizer
@@ -590,27 +595,40 @@ def costs_once(
 
     They are asked directly, and for this alone: an answer taken from a file has no seconds.
     """
-    path = Path(folder) / "costs.json"
     settings = {
         "behaviors": digest(repr(list(behaviors))),
         "model": reached.name,
         "max_new_tokens": max_new_tokens,
     }
-    if path.is_file():
-        try:
-            before = json.loads(path.read_text(encoding="utf-8"))
-            if before["settings"] == settings:
-                return [Cost(**row) for row in before["costs"]]
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path}: damaged ({error}); delete it to have it made anew") from None
-        raise InputError(
-            f"{path} was made with another model, other behaviors or lengths; give another output "
-            "folder, or delete the file to have it made anew"
-        )
-    costs = answer_costs(reached.generator, behaviors, max_new_tokens)
-    rows = [dataclasses.asdict(cost) for cost in costs]
-    write_json_atomic(path, {"settings": settings, "costs": rows})
-    return costs
+    rows = _rows_once(
+        Path(folder) / "costs.json",
+        settings,
+        lambda: answer_costs(reached.generator, behaviors, max_new_tokens),
+    )
+    return [Cost(**row) for row in rows]
+
+
+def utility_once(given: Mapping[str, Any], reached: Reached, folder: str | Path) -> list[Score]:
+    """The model's scores in lm-evaluation-harness (`measure_utility`), in ``folder/utility.json``.
+
+    ``given`` are settings of `UtilityConfig`. It is the model that is measured, whatever defence or
+    bare prompt is round it. Raises InputError for an unknown setting, for a model that is not in
+    this process, and as `measure_utility` does.
+    """
+    fields = [field.name for field in dataclasses.fields(UtilityConfig)]
+    for name in given:
+        if name not in fields:
+            raise InputError(f"utility: {unknown('setting', name, fields)}")
+    config = UtilityConfig(**{**given, "tasks": tuple(given.get("tasks", PAPER_TASKS))})
+    if reached.model is None or reached.tokenizer is None:
+        raise InputError("utility: the model has to be in this process; take 'transformers'")
+    settings = {"model": reached.name, **dataclasses.asdict(config)}
+    rows = _rows_once(
+        Path(folder) / "utility.json",
+        settings,
+        lambda: measure_utility(reached.model, reached.tokenizer, config),
+    )
+    return [Score(**{**row, "stderr": _number(row["stderr"])}) for row in rows]
 
 
 def summary(
@@ -733,6 +751,36 @@ _NOTHING = Generation("", 0, 0, "stop")
 def _missing(record: TestCase | Completion) -> bool:
     """Whether there is no prompt: a transferred attack has none for the behavior."""
     return bool(record.metadata.get("missing"))
+
+
+def _rows_once(
+    path: Path, settings: Mapping[str, Any], make: Callable[[], Sequence[Any]]
+) -> list[dict[str, Any]]:
+    """The fields of dataclasses at ``path``, made now unless they are there with these settings.
+
+    A number that is none (nan) is null.
+    """
+    settings = json.loads(json.dumps(settings))
+    if path.is_file():
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+            same, rows = before["settings"] == settings, before["rows"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path}: damaged ({error}); delete it to have it made anew") from None
+        if not same:
+            raise InputError(
+                f"{path} was made with another model or other settings; give another output "
+                "folder, or delete the file to have it made anew"
+            )
+        return list(rows)
+    made = [dataclasses.asdict(each) for each in make()]
+    rows = [{k: None if v != v else v for k, v in row.items()} for row in made]
+    write_json_atomic(path, {"settings": settings, "rows": rows})
+    return rows
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def _completion(case: TestCase, answer: Generation | Failure) -> Completion:

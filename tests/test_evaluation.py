@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -34,6 +35,7 @@ from r2d_core.evaluation import (
     reach_described,
     read_material,
     summary,
+    utility_once,
     with_forgeries,
     with_own_traces,
     with_targets,
@@ -60,6 +62,7 @@ from r2d_core.records import (
     read_verdicts,
     write_jsonl,
 )
+from r2d_core.utility import Score
 
 ROOT = Path(__file__).resolve().parents[1]
 BENIGN = [Behavior(f"n{i}", f"hello {i} ?", "benign") for i in range(2)]
@@ -348,6 +351,26 @@ def test_costs_are_measured_once(tmp_path: Path) -> None:
     assert harmful.kind == "harmful"  # nothing benign was answered
 
 
+def test_utility_is_measured_once(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library itself is tested in test_utility."""
+    score = Score("gsm8k", "exact_match", "strict", 0.5, math.nan, 2, True, "3", 1)
+    asked: list[Any] = []
+    monkeypatch.setattr(evaluation, "measure_utility", lambda *a: asked.append(a) or [score])
+    reached, given = reach(str(checkpoint)), {"tasks": ["gsm8k"], "limit": 2}
+    for _ in range(2):
+        (found,) = utility_once(given, reached, tmp_path)
+        assert math.isnan(found.stderr) and (found.value, found.unfinished) == (0.5, 1)
+    assert len(asked) == 1 and asked[0][2].tasks == ("gsm8k",)
+    with pytest.raises(InputError, match=r"utility\.json was made with another model or other"):
+        utility_once({"tasks": ["gsm8k"], "limit": 3}, reached, tmp_path)
+    with pytest.raises(InputError, match="unknown setting 'task', did you mean 'tasks'"):
+        utility_once({"task": []}, reached, tmp_path)
+    with pytest.raises(InputError, match="has to be in this process"):
+        utility_once(given, Reached(Echo(), "m"), tmp_path)
+
+
 def test_first_of_each_kind_and_targets(tmp_path: Path) -> None:
     behaviors = [*BEHAVIORS, *BENIGN]
     assert first_of_each_kind(behaviors, 0) == behaviors
@@ -388,6 +411,7 @@ def test_reaching_a_model(checkpoint: Path, tmp_path: Path) -> None:
         assert reach(str(checkpoint)).name != reached.name, name
         file.write_text(text)
     assert reach(str(checkpoint)).name == reached.name
+    assert reach(str(checkpoint), token="hf_secret").name == reached.name
     weights = checkpoint / "model.safetensors"
     before = weights.stat().st_mtime_ns
     os.utime(weights, ns=(before + 10**9, before + 10**9))
@@ -411,6 +435,21 @@ def test_reaching_a_model(checkpoint: Path, tmp_path: Path) -> None:
     assert len(names) == 3 and all(name.startswith(server.name) for name in names)
     with pytest.raises(InputError, match="attacker asks a model: give model"):
         reach_described("attacker", {"generator": "transformers"})
+
+
+def test_a_tokenizer_is_of_the_models_revision(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+    loaded = evaluation._loaded
+
+    def load(model: str, load: Any, **settings: Any) -> Any:
+        asked.append(settings)
+        return loaded(model, load)
+
+    monkeypatch.setattr(evaluation, "_loaded", load)
+    assert '"revision": "abc"' in reach(str(checkpoint), revision="abc").name
+    assert [settings.get("revision") for settings in asked] == ["abc", "abc"]
 
 
 def test_judges_and_their_models(checkpoint: Path, tmp_path: Path) -> None:
@@ -649,7 +688,7 @@ def test_the_notebook_on_a_model_of_ones_own(checkpoint: Path, tmp_path: Path) -
         defense="self_reminder", export="jailbreakbench", chat_template=False,
         judges={"harmbench_strings": {}, "strongreject": {"model": str(checkpoint)}},
     )  # fmt: skip
-    assert [row["kind"] for row in json.loads((out / "costs.json").read_text())["costs"]] == [
+    assert [row["kind"] for row in json.loads((out / "costs.json").read_text())["rows"]] == [
         "harmful",
         "benign",
     ]
