@@ -16,7 +16,7 @@ import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
@@ -27,6 +27,7 @@ import yaml
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
 from r2d_core.adapters import LoraSettings
+from r2d_core.anchor import mark_benign
 from r2d_core.authors_recipe import (
     THEIR_DATA,
     THEIR_LORA,
@@ -35,6 +36,7 @@ from r2d_core.authors_recipe import (
     authors_row,
     pivots_by_position,
 )
+from r2d_core.batching import Row
 from r2d_core.checking import mismatch, unknown
 from r2d_core.datasets import R2D_R1, read_trajectories, training_rows
 from r2d_core.decontamination import compare
@@ -44,6 +46,7 @@ from r2d_core.planning import Plan, Sharing, plan_training
 from r2d_core.records import read_behaviors
 from r2d_core.tokenization import CHAT_TEMPLATES, install_chat_template
 from r2d_core.training import TrainConfig, TrainResult, check_dtype, train
+from r2d_core.trajectories import Trajectory
 
 Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
 R2D_R1_ROWS = 52_520
@@ -68,6 +71,8 @@ class ParameterSet:
         data: a data set on the hub, or a file (`datasets.read_trajectories`).
         exclude: files of behaviors, of any suite, that the model will be evaluated on: examples
             whose instruction is too like one of them (`decontamination.compare`) are left out.
+        harmful: files of behaviors whose prompts are the harmful instructions of the data, for
+            ``kl_weight``: all other examples are benign.
         max_length: tokens; longer examples are left out.
         global_batch: examples a step, over all processes and accumulated batches.
         held_out: examples kept from training, drawn by the seed; the loss is evaluated on them.
@@ -94,6 +99,7 @@ class ParameterSet:
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     data: str = R2D_R1
     exclude: list[str] = field(default_factory=list)
+    harmful: list[str] = field(default_factory=list)
     max_length: int = 4096
     global_batch: int = 32
     held_out: int = 256
@@ -112,11 +118,10 @@ class ParameterSet:
             )
         if self.max_length < 1 or self.global_batch < 1 or self.held_out < 0:
             raise InputError("max_length, global_batch: expected 1 or more; held_out: 0 or more")
-        self.train_config("checked", processes=1)
-        if self.train.get("kl_weight"):
+        if self.train_config("checked", processes=1).kl_weight and not self.harmful:
             raise InputError(
-                "train: kl_weight: expected 0, since the data does not say which rows are benign; "
-                "call training.train with rows of anchor.mark_benign"
+                "train: kl_weight: expected files in 'harmful' with it, whose instructions are not "
+                "benign: the data does not say which are"
             )
         _ = self.configuration
 
@@ -274,6 +279,8 @@ def train_parameter_set(parameters: ParameterSet, output: str | os.PathLike[str]
             config = dataclasses.replace(config, pivot_weight=0.0)
     else:
         rows = training_rows(trajectories, tokenizer)
+    if config.kl_weight:
+        rows = _marked(rows, trajectories, parameters.harmful)
     if parameters.held_out >= len(rows):
         raise InputError(
             f"held_out: expected fewer than the {len(rows)} examples of {parameters.data}, "
@@ -338,6 +345,20 @@ def choose_attention(wanted: Attention, config: PreTrainedConfig) -> str:
         return "flash_attention_2"
     capped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
     return "eager" if capped else "sdpa"
+
+
+def _marked(
+    rows: Sequence[Row], trajectories: Sequence[Trajectory], harmful: Sequence[str]
+) -> list[Row]:
+    """The rows, marked benign where their instruction is none of the files' ``harmful`` prompts."""
+    prompts = {b.prompt.strip() for file in harmful for b in read_behaviors(file)}
+    benign = [each.instruction not in prompts for each in trajectories]
+    if all(benign):
+        raise InputError(
+            f"harmful: none of the {len(prompts)} prompts of {', '.join(harmful)} is an "
+            "instruction of the data; give the file that its harmful ones are from"
+        )
+    return [mark_benign(row, each) for row, each in zip(rows, benign, strict=True)]
 
 
 def _known(where: str, content: Mapping[str, Any], known: set[str]) -> None:
