@@ -58,7 +58,7 @@ from r2d_core.adapters import (
     remove_adapters,
 )
 from r2d_core.anchor import BENIGN_LABELS, AnchorCollator, FrozenBase, is_benign
-from r2d_core.batching import PackingCollator, Row, WindowSampler
+from r2d_core.batching import TARGETS, PackingCollator, Row, TargetsCollator, WindowSampler
 from r2d_core.checking import mismatch
 from r2d_core.checkpoints import WHOLE, fingerprint, finished_record, last_whole_checkpoint
 from r2d_core.errors import InputError
@@ -253,7 +253,9 @@ def train(
                 base=base,
                 model=adapted or model,
                 args=_arguments(config, checkpoints, evaluate=bool(held_out)),
-                data_collator=collator if base is None else AnchorCollator(collator),
+                data_collator=TargetsCollator(
+                    collator if base is None else AnchorCollator(collator)
+                ),
                 train_dataset=rows,
                 # Like lengths together; the order has no bearing on a sum over the whole split.
                 eval_dataset=sorted(held_out, key=lambda row: len(row["input_ids"])) or None,
@@ -375,7 +377,7 @@ class R2DTrainer(Trainer):
         if per_batch:
             counts = self._count(inputs["labels"][:, 1:])
         head, softcap = self.head, self.head.softcap
-        targets = F.pad(inputs["labels"][:, 1:], (0, 1), value=IGNORED).flatten()
+        targets = torch.from_numpy(inputs[TARGETS]).flatten()
         losses: list[R2DLoss] = []
 
         def loss_of(hidden: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate.utils import send_to_device
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -21,8 +22,10 @@ from tiny_models import FAMILIES, GEMMAS, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from r2d_core import training
+from r2d_core.batching import PackingCollator, TargetsCollator
 from r2d_core.errors import InputError
 from r2d_core.pivots import expand_vocabulary
+from r2d_core.tokenization import Collator
 from r2d_core.training import R2DTrainer, TrainConfig, WindowSampler, train
 
 
@@ -87,6 +90,32 @@ def by_hand(model, rows, ids):
                 name = list(right)[three.index(y)]
                 right[name].append(three[int(z[three].argmax())] == y)
     return nll, terms, right
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_the_loss_is_given_targets_that_no_gpu_holds(tmp_path, monkeypatch, packing):
+    """Of targets on the GPU it would wait for it, at every batch, to learn how many there are."""
+    model, tokenizer, _, rows = setup()
+    inner = PackingCollator() if packing else Collator(0)
+    batch = TargetsCollator(inner)(rows[:3])
+    moved = send_to_device(batch, torch.device("meta"))
+    assert moved["labels"].is_meta and moved["targets"] is batch["targets"]
+
+    seen, arrays = [], []
+    r2d_loss, compute_loss = training.r2d_loss, R2DTrainer.compute_loss
+
+    def noting_targets(*tensors, targets, **options):
+        seen.append(targets.data_ptr())
+        return r2d_loss(*tensors, targets=targets, **options)
+
+    def noting_batches(self, model, inputs, *arguments, **options):
+        arrays.append(inputs["targets"].ctypes.data)
+        return compute_loss(self, model, inputs, *arguments, **options)
+
+    monkeypatch.setattr(training, "r2d_loss", noting_targets)
+    monkeypatch.setattr(R2DTrainer, "compute_loss", noting_batches)
+    train(config(tmp_path, max_steps=2, packing=packing), model, tokenizer, rows, rows[:3])
+    assert seen == arrays and len(seen) == 3
 
 
 def mean(values):
