@@ -45,7 +45,7 @@ from r2d_core.pivots import PivotIds, expand_vocabulary
 from r2d_core.planning import Plan, Sharing, plan_training
 from r2d_core.records import read_behaviors
 from r2d_core.tokenization import CHAT_TEMPLATES, install_chat_template
-from r2d_core.training import TrainConfig, TrainResult, check_dtype, train
+from r2d_core.training import TrainConfig, TrainResult, check_builds, check_dtype, train
 from r2d_core.trajectories import Trajectory
 
 Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
@@ -64,8 +64,9 @@ class ParameterSet:
         model: its name on the hub, or a folder; ``revision`` a commit of it.
         shape: its configuration, ``model_type`` and sizes, so that it can be planned for offline.
         chat_template: one of `CHAT_TEMPLATES`, or None for the tokenizer's own.
-        attention: "auto" takes flash attention where it is installed and there is a GPU, else SDPA;
-            where the scores are capped (Gemma 2), which SDPA cannot do, eager.
+        attention: "auto" takes flash attention where it is installed, there is a GPU and it
+            computes in bfloat16, else SDPA; where the scores are capped (Gemma 2), which SDPA
+            cannot do, eager.
         dtype: of the weights. Where all of them are trained, and neither DeepSpeed nor FSDP2
             keeps a float32 copy, it has to be "float32".
         data: a data set on the hub, or a file (`datasets.read_trajectories`).
@@ -194,6 +195,7 @@ class ParameterSet:
             sharing=sharing,
             gradient_checkpointing=config.gradient_checkpointing,
             dtype=getattr(torch, self.dtype),
+            bf16=config.bf16,
             tokens=max(1, round(seen * mean_tokens)),
             **hardware,
         )
@@ -235,6 +237,7 @@ def train_parameter_set(parameters: ParameterSet, output: str | os.PathLike[str]
     """
     config = parameters.train_config(output, int(os.environ.get("WORLD_SIZE", 1)))
     check_dtype(config, getattr(torch, parameters.dtype))  # before gigabytes are loaded
+    check_builds()
     try:
         tokenizer = AutoTokenizer.from_pretrained(parameters.model, revision=parameters.revision)
         configuration = AutoConfig.from_pretrained(parameters.model, revision=parameters.revision)
@@ -242,7 +245,11 @@ def train_parameter_set(parameters: ParameterSet, output: str | os.PathLike[str]
             parameters.model,
             revision=parameters.revision,
             dtype=getattr(torch, parameters.dtype),
-            attn_implementation=choose_attention(parameters.attention, configuration),
+            attn_implementation=choose_attention(
+                parameters.attention,
+                configuration,
+                torch.bfloat16 if config.bf16 else getattr(torch, parameters.dtype),
+            ),
         )
     except (OSError, ImportError, ValueError) as error:
         raise InputError(
@@ -337,11 +344,20 @@ def launch_training(
         raise InputError(f"training in {processes} processes failed: {said}")
 
 
-def choose_attention(wanted: Attention, config: PreTrainedConfig) -> str:
-    """The implementation of attention that this machine has and this model may use."""
+def choose_attention(wanted: Attention, config: PreTrainedConfig, dtype: torch.dtype) -> str:
+    """The implementation of attention that this machine has and this model may use.
+
+    ``dtype`` is the one that is computed in. Raises InputError for flash attention in float32.
+    """
+    low = dtype in (torch.bfloat16, torch.float16)
+    if wanted == "flash_attention_2" and not low:
+        raise InputError(
+            f"attention: expected 'auto', 'sdpa' or 'eager' in {dtype}, got {wanted!r}, which "
+            "computes in 16 bits; set bf16: true of train, or change it"
+        )
     if wanted != "auto":
         return wanted
-    if torch.cuda.is_available() and importlib.util.find_spec("flash_attn") is not None:
+    if low and torch.cuda.is_available() and importlib.util.find_spec("flash_attn") is not None:
         return "flash_attention_2"
     capped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
     return "eager" if capped else "sdpa"

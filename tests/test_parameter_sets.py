@@ -328,11 +328,41 @@ def test_no_file_and_no_yaml_are_named(tmp_path):
 def test_attention_is_what_machine_and_model_allow(monkeypatch):
     plain, capped = LlamaConfig(), Gemma2Config()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert choose_attention("auto", plain) == "sdpa" and choose_attention("auto", capped) == "eager"
-    assert choose_attention("eager", plain) == "eager"
+    low, whole = torch.bfloat16, torch.float32
+    assert choose_attention("auto", plain, low) == "sdpa"
+    assert choose_attention("auto", capped, low) == "eager"
+    assert choose_attention("eager", plain, low) == "eager"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "flash_attn")
-    assert choose_attention("auto", capped) == "flash_attention_2"
+    assert choose_attention("auto", capped, low) == "flash_attention_2"
+    # Flash attention has no kernel for float32, and would fail at the first forward pass.
+    assert choose_attention("auto", plain, whole) == "sdpa"
+    assert choose_attention("auto", capped, whole) == "eager"
+    with pytest.raises(
+        InputError, match="attention: expected 'auto', .* in torch.float32, got 'fl"
+    ):
+        choose_attention("flash_attention_2", plain, whole)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bf16", "computed"),
+    [
+        ("float32", False, torch.float32),
+        ("float32", True, torch.bfloat16),
+        ("bfloat16", True, torch.bfloat16),
+    ],
+)
+def test_attention_is_chosen_for_what_is_computed_in(tmp_path, monkeypatch, dtype, bf16, computed):
+    recorded(monkeypatch)
+    asked = []
+    monkeypatch.setattr(
+        "r2d_core.parameter_sets.choose_attention",
+        lambda wanted, config, dtype: asked.append((wanted, dtype)) or "sdpa",
+    )
+    train = {"max_steps": 1, "batch_size": 2, "bf16": bf16}
+    file = written(tmp_path, dtype=dtype, train=train)
+    train_parameter_set(read_parameter_set(file), tmp_path / "out")
+    assert asked == [("auto", computed)]
 
 
 def test_replacing_a_value_checks_again():
