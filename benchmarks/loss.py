@@ -1,13 +1,17 @@
 """Time, memory and error of the R2D loss against the losses it competes with.
 
     python benchmarks/loss.py                    # the grid for this machine, table and JSON
-    python benchmarks/loss.py --quick            # small sizes: does everything run?
+    python benchmarks/loss.py --quick --out x.json  # small sizes: does everything run?
+
+The losses it is held against: pip install -c constraints.txt -e ".[bench]"; on a GPU, besides,
+cut-cross-entropy and quack-kernels.
 
 Each contender computes the loss and its gradients from the same hidden states [N, H], output
 matrix [V, H] and targets, in one process, round after round in turn, so that a busy machine slows
 all of them alike; a time is the median over rounds, and what counts is its ratio to the bare matrix
 products of all rows (three; two where the matrix is frozen). Memory is the peak of what the call
-allocates. Errors are those of the gradients against float64, relative to their norm.
+allocates, and scratch what of it is not the gradients that are asked for. Errors are those of the
+gradients against float64, relative to their norm.
 
 The R2D losses (ours, the authors', naive) compute cross-entropy and pivot contrast; the others know
 of no pivots and compute cross-entropy alone, which is less.
@@ -34,13 +38,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from r2d_core.kernels import fused
+from r2d_core.kernels import fused, read_pivots
 from r2d_core.losses import r2d_loss
 from r2d_core.pivots import PivotIds
 from r2d_core.provenance import provenance
 from r2d_core.records import write_json_atomic
 
 PIVOTS = PivotIds(safe=5, unsafe=6, rethink=7, think_open=8, think_close=9)
+READ = (PIVOTS.safe, PIVOTS.unsafe, PIVOTS.rethink)
 ROWS = torch.arange(5, 13)  # the eight new tokens
 RESULTS = Path(__file__).parent / "results"
 
@@ -244,12 +249,14 @@ def measure(case: Case, losses: dict[str, Loss], device: str, rounds: int) -> li
     running: dict[str, Loss] = {"products": products} | losses  # type: ignore[dict-item]
     failed: dict[str, str] = {}
     memory: dict[str, int] = {}
+    outputs: dict[str, int] = {}
     for name, loss in list(running.items()):
         try:
             backward(loss, *inputs, case.mode)
             with peak_memory(device) as peak:
                 backward(loss, *inputs, case.mode)
             memory[name] = peak[0]
+            outputs[name] = sum(x.grad.nbytes for x in inputs[:2] if x.grad is not None)
         except Exception as error:  # a peer that cannot do this case is a result, too
             failed[name] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
             del running[name]
@@ -276,12 +283,57 @@ def measure(case: Case, losses: dict[str, Loss], device: str, rounds: int) -> li
                 "to_products": medians[name] / medians["products"],
                 "to_authors": medians[name] / medians["authors"] if "authors" in medians else None,
                 "bytes": memory[name],
+                "scratch_bytes": memory[name] - outputs[name],
                 "bytes_to_authors": memory[name] / memory["authors"]
                 if "authors" in memory
                 else None,
             }
         )
     return rows
+
+
+def naive_reading(hidden: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """What `read_pivots` says it equals, with all logits in float32."""
+    log_p = F.linear(hidden, weight).float().log_softmax(dim=1)
+    return log_p[:, READ], -(log_p.exp() * log_p).sum(dim=1)
+
+
+def reading(case: Case, device: str, rounds: int) -> list[dict[str, Any]]:
+    """`read_pivots` and the naive code: median seconds, peak bytes, the largest difference between
+    their log-probabilities.
+    """
+    hidden, weight, _ = (x.detach() for x in case.inputs(device))
+    ways: dict[str, Callable[[Tensor, Tensor], Any]] = {
+        "read_pivots": partial(read_pivots, pivots=READ),
+        "naive": naive_reading,
+    }
+    found, memory = {}, {}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for name, way in ways.items():
+        found[name] = way(hidden, weight)[0]
+        with peak_memory(device) as peak:
+            way(hidden, weight)
+        memory[name] = peak[0]
+    for _ in range(rounds):
+        for name, way in ways.items():
+            synchronize(device)
+            begin = time.perf_counter()
+            way(hidden, weight)
+            synchronize(device)
+            seconds[name].append(time.perf_counter() - begin)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    return [
+        {
+            **asdict(case),
+            "way": name,
+            "seconds": medians[name],
+            "spread": [min(seconds[name]), max(seconds[name])],
+            "to_naive": medians[name] / medians["naive"],
+            "bytes": memory[name],
+            "difference": float((found[name] - found["naive"]).abs().max()),
+        }
+        for name in ways
+    ]
 
 
 def errors(case: Case, losses: dict[str, Loss], device: str) -> list[dict[str, Any]]:
@@ -341,6 +393,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small sizes")
     parser.add_argument("--out", type=Path, help="JSON file; default benchmarks/results/…")
     arguments = parser.parse_args()
+    if arguments.quick and arguments.out is None:
+        parser.error("--quick: expected --out besides; its numbers are none to publish")
     device, started = arguments.device, datetime.now(UTC)
     losses, absent = contenders(device)
 
@@ -350,6 +404,7 @@ def main() -> None:
         wrong += errors(replace(small, dtype=dtype, ignored=0.3), losses, device)
     for case in tqdm(grid(device, arguments.quick), desc="loss", unit="case"):
         rows += measure(case, losses, device, arguments.rounds)
+    read = reading(grid(device, arguments.quick)[0], device, arguments.rounds)
 
     peers = {}
     for name in ("trl", "liger-kernel", "cut-cross-entropy", "quack-kernels"):
@@ -366,6 +421,7 @@ def main() -> None:
         {
             "rows": rows,
             "errors": wrong,
+            "reading": read,
             "absent": absent,
             "peers": peers,
             "provenance": provenance(settings, [0], started),
@@ -374,6 +430,7 @@ def main() -> None:
     pd.set_option("display.width", 160, "display.max_rows", None)
     table = pd.DataFrame(rows).drop(columns=["spread"])
     print(table.to_string(index=False, float_format=lambda x: f"{x:.3g}"))
+    print(pd.DataFrame(read).drop(columns=["spread"]).to_string(index=False))
     print(pd.DataFrame(wrong).to_string(index=False, float_format=lambda x: f"{x:.2e}"))
     for name, why in absent.items():
         print(f"{name}: not run, {why}")

@@ -73,7 +73,7 @@ from r2d_core.toy.arms import ARMS, TITLES
 from r2d_core.toy.measure import load, measure_attacks
 from r2d_core.toy.stages import find_checkpoint
 
-gcg = {"steps": gcg_steps, "candidates": gcg_candidates}
+gcg = {"steps": gcg_steps, "candidates": gcg_candidates, "suffix_tokens": 6, "top_k": 32}
 settings = {"refinement": {"queries": refinement_queries}, "gcg_answer": gcg, "gcg_pivot": gcg}
 models = {
     seed: find_checkpoint(checkpoint, checkpoints_dir, method, seed, world_seed) for seed in seeds

@@ -18,13 +18,15 @@
 #
 # The experiment's nine attacks are those that every cell of the grid can pay. Here the published
 # ones that the package holds for real models are put to three of the methods beside them, with
-# budgets a laptop can pay: PAIR and TAP with an attacker that knows the toy world's mutator,
-# best-of-N, random search, GCG, AutoDAN; and those that know what R2D is: they raise `[SAFE]` where
-# `[UNSAFE]` is due, force a plan after `<think>`, forge reasoning in the prompt, write pivots into
-# it or leave out the chat template. An attack that does no better than asking outright is as much a
-# result as one that does: it says where a defence was not tested. Two attacks of the registry are
-# not here: `templates` and `transfer` put a file of the user's to a model, somebody's jailbreaks or
-# what was found on another model, and the toy world has neither.
+# budgets a laptop can pay: PAIR, TAP, zero-shot and few-shot with an attacker that knows the toy
+# world's mutator, best-of-N, random search, GCG, AutoDAN; and those that know what R2D is: they
+# raise `[SAFE]` where `[UNSAFE]` is due, force a plan after `<think>`, forge reasoning in the
+# prompt, write pivots into it or leave out the chat template. GCG by transfer searches on the model
+# of the first other method of the list, of the same seed: on the refusal-tuned one, and for that
+# one on the next. An attack that does no better than asking outright is as much a result as one
+# that does: it says where a defence was not tested. Two attacks of the registry are not here:
+# `templates` and `transfer` put a file of the user's to a model, somebody's jailbreaks or what was
+# found on another model, and the toy world has neither.
 
 # %% tags=["parameters"]
 # Parameters of this notebook
@@ -60,7 +62,13 @@ from r2d_core import plots
 from r2d_core.metrics import Rate
 from r2d_core.provenance import footer_html, provenance
 from r2d_core.records import write_json_atomic, write_text_atomic
-from r2d_core.toy.field import ATTACKED, SETTINGS, better_than_asking, measure_field_attacks
+from r2d_core.toy.field import (
+    ATTACKED,
+    SETTINGS,
+    TEST,
+    better_than_asking,
+    measure_field_attacks,
+)
 
 folder = Path(tables_dir)
 if recompute or not (folder / "field.json").is_file():
@@ -71,7 +79,8 @@ if recompute or not (folder / "field.json").is_file():
         n_gradient=n_gradient, world_seed=world_seed, output_dir=output_dir,
     )  # fmt: skip
     write_text_atomic(folder / "field.csv", table.to_csv(index=False))
-    write_json_atomic(folder / "field.json", provenance(parameters, seeds, started))
+    made = provenance(parameters, seeds, started) | {"test": TEST, "settings": SETTINGS}
+    write_json_atomic(folder / "field.json", made)
 table = pd.read_csv(folder / "field.csv", keep_default_na=False)
 record = json.loads((folder / "field.json").read_text())
 
@@ -116,11 +125,12 @@ plots.outcome_bars(
 # %% [markdown]
 # ## Which beat asking outright
 #
-# On the same requests and seeds, by a permutation test that exchanges the two attacks request by
-# request, all seeds of a request together; Holm-corrected over all rows.
+# On the same requests and seeds:
 
 # %% tags=["hide-input"]
 tested = pd.read_csv(folder / "field_tests.csv", keep_default_na=False)
+test = record.get("test", "a test that the record of these tables does not name")
+display(Markdown(f"By {test}."))
 display(Markdown(better_than_asking(tested)))
 
 # %% [markdown]
@@ -151,17 +161,16 @@ if len(curves):
 # %% [markdown]
 # ## Budgets
 #
-# Published budgets are ten to a thousand times these. What differs from the defaults:
+# Published budgets are ten to a thousand times these. What differs from the defaults, as the record
+# of these tables has it:
 
 # %% tags=["hide-input"]
-display(
-    plots.table(
-        pd.DataFrame(
-            [{"attack": name, "settings": json.dumps(values)} for name, values in SETTINGS.items()]
-        ),
-        index=False,
-    )
-)
+settings = record.get("settings", {})
+rows = [{"attack": name, "settings": json.dumps(values)} for name, values in settings.items()]
+if rows:
+    display(plots.table(pd.DataFrame(rows), index=False))
+else:
+    display(Markdown("The record does not hold them: it was made before it did."))
 
 # %% tags=["hide-input"]
 display(HTML(footer_html(record)))

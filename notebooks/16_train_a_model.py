@@ -107,7 +107,7 @@ print(plan)
 # %% [markdown]
 # ### Every parameter set
 #
-# Alone on one such GPU, or, where it does not fit, shared out over four by ZeRO-3; one epoch of the
+# Alone on one such GPU, or, where it does not fit, shared out over four by FSDP2; one epoch of the
 # authors' data at a thousand tokens an example. No plan has been held against a run on a GPU yet.
 
 # %% tags=["hide-input"]
@@ -117,7 +117,7 @@ for other in sorted(Path("experiments/models").glob("*.yaml")):
     machine = {"gpu_bytes": int(gpu_gb * 1e9), "peak_flops": gpu_tflops * 1e12}
     gpus, taken = 1, each.plan(gpus=1, **machine)
     if not taken.fits:
-        gpus, taken = 4, each.plan(gpus=4, sharing="zero3", **machine)
+        gpus, taken = 4, each.plan(gpus=4, sharing="fsdp2", **machine)
     rows.append(
         {
             "parameter set": other.stem,
@@ -125,7 +125,7 @@ for other in sorted(Path("experiments/models").glob("*.yaml")):
             "trained": f"{taken.trained / 1e6:.0f} M",
             "longest example": each.max_length,
             "GPUs": gpus,
-            "GB on each": f"{taken.total / 1e9:.0f}",
+            "GB on each": f"{taken.peak / 1e9:.0f}",
             "fits": "yes" if taken.fits else "no",
             "hours": f"{taken.hours:.1f}",
         }

@@ -32,7 +32,7 @@ BENIGN_LABELS = "benign_labels"
 
 def mark_benign(row: Row, benign: bool) -> Row:
     """The training row with the flag: is the base to be kept on its targets?"""
-    labels = list(row["labels"])
+    labels = row["labels"]  # not copied: a data set's are many
     return {**row, BENIGN_LABELS: labels if benign else [IGNORED] * len(labels)}
 
 

@@ -131,8 +131,8 @@ def score_means(verdicts: Sequence[Verdict], behaviors: Sequence[Behavior] = ())
     bootstrap that draws behaviors; where all of them score alike it has nothing to draw, and it is
     Wilson's, which is the wider, since no score between 0 and 1 varies as much as successes do.
 
-    Raises InputError for the verdicts of a judge that gives no scores (see `tells_scores`), and for
-    a verdict on none of the behaviors given.
+    Raises InputError for the verdicts of a judge that gives no scores (see `tells_scores`), for one
+    without its score, and for one on none of the behaviors given.
     """
     found: dict[tuple[str, str, str], list[tuple[str, str, float]]] = {}
     for verdict in (*verdicts, *_not_attempted(verdicts, behaviors)):
@@ -143,8 +143,13 @@ def score_means(verdicts: Sequence[Verdict], behaviors: Sequence[Behavior] = ())
         for scope in _scopes(verdict):
             label = getattr(verdict, scope)
             score = 0.0
-            if label in JUDGES[verdict.judge].labels:
-                score = float(verdict.metadata["details"][scope]["score"])
+            if label not in (ABSENT, NOT_ATTEMPTED, UNPARSABLE):
+                score = verdict.metadata.get("details", {}).get(scope, {}).get("score", math.nan)
+                if not 0 <= score <= 1:
+                    raise InputError(
+                        f"the verdict {label!r} on behavior {verdict.behavior_id!r} has no score "
+                        f"from 0 to 1 in its metadata (details, {scope}, score); judge it again"
+                    )
             key = (verdict.judge, verdict.attack, scope)
             found.setdefault(key, []).append((verdict.behavior_id, label, score))
     rows = []

@@ -48,6 +48,7 @@ THEIR_TRAINING: dict[str, Any] = {
     "pivot_weight": 1.0,
     "contrast": "paper",
     "pivot_ce_weight": 1.0,
+    "kl_weight": 0.0,
     "eval_steps": 0,
 }
 """Their settings of `training.TrainConfig`: all that bears on what is learnt but the seed."""

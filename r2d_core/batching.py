@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from r2d_core.packed_attention import LENGTHS
 from r2d_core.tokenization import IGNORED
 
+TARGETS = "targets"
 Row = Mapping[str, Sequence[int]]
 """An example as `encode_example` makes it: ``input_ids`` and ``labels`` of one length."""
 
@@ -63,6 +66,23 @@ class WindowSampler(torch.utils.data.Sampler[int]):
             rest = rest[np.argsort(-self.lengths[rest], kind="stable")]
             order = np.concatenate([*windows, rest])
         return iter([*order.tolist(), *range(len(order), len(self))])
+
+
+@dataclass(frozen=True)
+class TargetsCollator:
+    """Another collator with ``targets`` besides: its labels, shifted, in a NumPy array [B, T].
+
+    The token after each; after a row's last, none. Trainer and accelerate move every tensor of a
+    batch to the GPU, and arrays they leave: of what lies there, the loss would have to wait for the
+    GPU to learn how many targets there are (`r2d_loss`).
+    """
+
+    inner: Callable[[Sequence[Row]], dict[str, Any]]
+
+    def __call__(self, examples: Sequence[Row]) -> dict[str, Any]:
+        batch = self.inner(examples)
+        targets = F.pad(batch["labels"][:, 1:], (0, 1), value=IGNORED)
+        return {**batch, TARGETS: targets.numpy()}
 
 
 class PackingCollator:

@@ -6,8 +6,10 @@ contrastive *preference* optimization.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal, get_args
 
 import torch
@@ -16,7 +18,13 @@ from torch import Tensor
 from r2d_core.checking import mismatch, unknown
 from r2d_core.errors import InputError
 from r2d_core.kernels import KERNELS, triton_available
-from r2d_core.kernels.fused import check_linear
+from r2d_core.kernels.fused import (
+    Pivots,
+    autocasts,
+    check_linear,
+    check_softcap,
+    pivot_ids,
+)
 from r2d_core.pivots import PivotIds
 from r2d_core.tokenization import IGNORED
 
@@ -74,7 +82,8 @@ def r2d_loss(
     """Cross-entropy of every target plus the contrast between pivots.
 
     hidden [N, H] and weight [V, H] (the output layer, without bias) share a dtype: float32,
-    bfloat16 or float64; under autocast both are cast to its dtype. targets [N] (int64) are already
+    bfloat16 or float64; under autocast all but float64 is cast to its dtype (a frozen weight piece
+    by piece), and gradients are in the dtypes that were given. targets [N] (int64) are already
     shifted: hidden[i] predicts targets[i]; -100 is ignored. With z = hidden @ weight.T:
 
     cross-entropy  sum of -log softmax(z_i)[y_i] / n_items. ``pivot_ce_weight`` multiplies the terms
@@ -90,7 +99,7 @@ def r2d_loss(
     ``pivots`` None means that there are none: plain cross-entropy. ``n_items`` and ``class_counts``
     (safe, unsafe, rethink) are the denominators where the loss is accumulated over several calls:
     counted over the whole accumulation window and all ranks, so that the calls' totals add up to
-    the loss of the window. Default: counted here. A denominator of 0 gives a term of 0.
+    the loss of the window. Default: counted here. Where nothing is counted, the term is 0.
 
     softcap      z = softcap * tanh(hidden @ weight.T / softcap), as Gemma 2 has it.
 
@@ -101,12 +110,14 @@ def r2d_loss(
 
     impl "reference" is the definition; "chunked" and "triton" never hold the logits and make the
     gradients in the forward pass (no second derivatives); "auto" is "triton" on a CUDA device that
-    has it, else "chunked".
+    has it, else "chunked", which runs on CPUs and GPUs of CUDA.
 
     The device is waited for once, before the first product: to learn whether the targets are ids
-    and how many are not ignored. Targets that lie on the CPU are not waited for.
+    and how many are not ignored; and once more for rows. Targets and rows that lie on the CPU are
+    not waited for.
 
-    Raises InputError for wrong shapes, dtypes, ids and names; NotImplementedError for an ``impl``
+    Raises InputError for wrong shapes, dtypes, devices, ids, numbers and names, and for numbers
+    as denominators that are less than what this call counts; NotImplementedError for an ``impl``
     that cannot run where the tensors are.
     """
     for name, value, annotation in (
@@ -117,24 +128,26 @@ def r2d_loss(
     ):
         if problem := mismatch(value, annotation):
             raise InputError(f"{name}: {problem}")
+    for name, number in (("pivot_weight", pivot_weight), ("pivot_ce_weight", pivot_ce_weight)):
+        if not math.isfinite(number):
+            raise InputError(f"{name}: expected a finite number, got {number!r}")
     if impl not in get_args(Impl):
         raise InputError(unknown("impl", impl, get_args(Impl)))
-    if softcap is not None and (mismatch(softcap, float) or not softcap > 0):
-        raise InputError(f"softcap: expected None or a number above 0, got {softcap!r}")
+    check_softcap(softcap)
 
     device = hidden.device.type if isinstance(hidden, Tensor) else "cpu"
-    if torch.is_autocast_enabled(device):
-        hidden, weight = (each.to(torch.get_autocast_dtype(device)) for each in (hidden, weight))
-    check_linear(hidden, weight)
+    autocast = torch.is_autocast_enabled(device)
+    if autocast and isinstance(hidden, Tensor) and autocasts(hidden):
+        hidden = hidden.to(torch.get_autocast_dtype(device))
+    check_linear(hidden, weight, autocast=autocast)
     if impl == "auto":
         impl = "triton" if hidden.is_cuda and triton_available(hidden.device) else "chunked"
-    n_valid = _check_targets(targets, hidden, weight)
-    targets = targets.to(hidden.device, non_blocking=True)
     ids = None if pivots is None else _pivot_ids(pivots, weight.shape[0])
+    n_valid, by_class = _check_targets(targets, hidden, weight, ids)
+    targets = _moved(targets, hidden.device)
     rows = _check_rows(rows, row_values, weight_grad, weight)
-    if row_values is not None:
-        row_values = row_values.to(weight.dtype)
 
+    exact = torch.promote_types(hidden.dtype, torch.float32)
     valid = torch.full((), n_valid, device=hidden.device)
     if ids is None:
         counts = torch.zeros(3, dtype=torch.int64, device=targets.device)
@@ -152,8 +165,8 @@ def r2d_loss(
             pivot_ce_weight=pivot_ce_weight,
             softcap=softcap,
             n_valid=n_valid,
-            n_items=_denominator("n_items", n_items, valid),
-            class_counts=_denominator("class_counts", class_counts, counts),
+            n_items=_denominator("n_items", n_items, valid, [n_valid], exact),
+            class_counts=_denominator("class_counts", class_counts, counts, by_class, exact),
             weight_grad=weight_grad,
             rows=rows,
             row_values=row_values,
@@ -170,8 +183,19 @@ def r2d_loss(
     )
 
 
-def _check_targets(targets: Tensor, hidden: Tensor, weight: Tensor) -> int:
-    """The number of targets that are not ignored."""
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """Without waiting for the device: a copy from memory that is not pinned waits for all that the
+    device was given to do before.
+    """
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def _check_targets(
+    targets: Tensor, hidden: Tensor, weight: Tensor, ids: Pivots | None
+) -> tuple[int, list[int]]:
+    """The number of targets that are not ignored, and of each pivot class."""
     if not isinstance(targets, Tensor):
         raise InputError(f"targets: expected a tensor, got {type(targets).__name__}")
     if targets.shape != hidden.shape[:1]:
@@ -188,23 +212,29 @@ def _check_targets(targets: Tensor, hidden: Tensor, weight: Tensor) -> int:
     vocabulary = weight.shape[0]
     valid = targets != IGNORED
     wrong = valid & ((targets < 0) | (targets >= vocabulary))
-    n_valid, n_wrong = torch.stack([valid.sum(), wrong.sum()]).tolist()
+    masks = [valid, wrong, *(targets == each for each in ids or ())]
+    n_valid, n_wrong, *by_class = torch.stack([mask.sum() for mask in masks]).tolist()
     if n_wrong:
         raise InputError(
             f"targets: expected ids from 0 to {vocabulary - 1} (the rows of weight) or {IGNORED}, "
             f"got {targets[wrong][0].item()} at position {wrong.nonzero()[0].item()}"
         )
-    return n_valid
+    return n_valid, by_class or [0, 0, 0]
 
 
-def _pivot_ids(pivots: PivotIds, vocabulary: int) -> tuple[int, int, int]:
-    ids = (pivots.safe, pivots.unsafe, pivots.rethink)
-    if len(set(ids)) < 3 or not all(
-        isinstance(each, int) and 0 <= each < vocabulary for each in ids
-    ):
+def _pivot_ids(pivots: PivotIds, vocabulary: int) -> Pivots:
+    names = ("safe", "unsafe", "rethink")
+    if not all(hasattr(pivots, name) for name in names):
+        raise InputError(
+            f"pivots: expected PivotIds or None, got {pivots!r}; "
+            "make them with PivotIds.from_tokenizer"
+        )
+    given = [getattr(pivots, name) for name in names]
+    ids = pivot_ids(given, vocabulary)
+    if ids is None or len(set(ids)) < 3:
         raise InputError(
             f"pivots: expected three different ids from 0 to {vocabulary - 1} (the rows of "
-            f"weight), got safe={ids[0]}, unsafe={ids[1]}, rethink={ids[2]}; "
+            f"weight), got safe={given[0]!r}, unsafe={given[1]!r}, rethink={given[2]!r}; "
             "was the vocabulary expanded?"
         )
     return ids
@@ -224,11 +254,13 @@ def _check_rows(
         return None
     if not isinstance(rows, Tensor) or rows.dim() != 1 or rows.dtype != torch.int64:
         raise InputError("rows: expected a 1-d int64 tensor of token ids")
-    wrong = (rows < 0) | (rows >= weight.shape[0])
-    if wrong.any() or len(rows.unique()) < len(rows):
+    if rows.device != weight.device and rows.device.type != "cpu":
         raise InputError(
-            f"rows: expected different ids from 0 to {weight.shape[0] - 1}, got {rows.tolist()}"
+            f"rows: expected on {weight.device} like weight or on the CPU, is {rows.device}"
         )
+    ids = rows.tolist()
+    if not all(0 <= each < weight.shape[0] for each in ids) or len(set(ids)) < len(ids):
+        raise InputError(f"rows: expected different ids from 0 to {weight.shape[0] - 1}, got {ids}")
     if row_values is not None:
         if not isinstance(row_values, Tensor):
             raise InputError(f"row_values: expected a tensor, got {type(row_values).__name__}")
@@ -239,25 +271,54 @@ def _check_rows(
                 f"on {weight.device} like weight, got {list(row_values.shape)} on "
                 f"{row_values.device}"
             )
-    return rows.to(weight.device, non_blocking=True)
+        if not row_values.is_floating_point():
+            raise InputError(f"row_values: expected floating point numbers, got {row_values.dtype}")
+    return _moved(rows, weight.device)
 
 
-def _denominator(name: str, given: int | Sequence[int] | Tensor | None, counted: Tensor) -> Tensor:
-    """At least 1 everywhere: a term without targets is 0 / 1. Tensors are not read: no GPU sync."""
+def _denominator(
+    name: str,
+    given: int | Sequence[int] | Tensor | None,
+    counted: Tensor,
+    here: list[int],
+    exact: torch.dtype,
+) -> Tensor:
+    """At least 1 everywhere: a term without targets is 0 / 1.
+
+    ``counted`` are this call's own counts, and ``here`` their values. A tensor on a GPU is not
+    read, which would be to wait for it.
+    """
     if given is None:
         return counted.clamp(min=1)
-    if not isinstance(given, Tensor):
-        numbers = given if isinstance(given, Sequence) else [given]
-        if any(mismatch(each, float) or each < 0 for each in numbers):
-            raise InputError(f"{name}: expected counts of 0 or more, got {given!r}")
-        # Filled on the device: a copy from the host would wait for it.
-        filled = [
-            torch.full((), each, dtype=torch.float64, device=counted.device) for each in numbers
-        ]
-        given = torch.stack(filled) if isinstance(given, Sequence) else filled[0]
-    if given.shape != counted.shape:
+    if isinstance(given, Tensor) and given.is_cpu:
+        given = given.tolist()
+    if isinstance(given, Tensor):
+        if given.device != counted.device:
+            raise InputError(f"{name}: expected on {counted.device} or the CPU, is {given.device}")
+        shape = list(given.shape)
+    else:
+        shape = [len(given)] if isinstance(given, Sequence) else []
+    if shape != list(counted.shape):
         raise InputError(
             f"{name}: expected {'one count' if counted.dim() == 0 else 'three counts'}, "
-            f"got shape {list(given.shape)}"
+            f"got shape {shape}"
         )
-    return given.to(counted.device).clamp(min=1)
+    if isinstance(given, Tensor):
+        return given.clamp(min=1)
+    numbers = given if isinstance(given, Sequence) else [given]
+    if not all(_is_count(each) for each in numbers):
+        raise InputError(f"{name}: expected counts of 0 or more, got {given!r}")
+    if any(each < own for each, own in zip(numbers, here, strict=True)):
+        raise InputError(
+            f"{name}: expected counts over the whole window, at least this call's own "
+            f"{here if shape else here[0]}, got {given!r}"
+        )
+    # Filled on the device: a copy from the host would wait for it.
+    filled = counted.new_empty(counted.shape, dtype=exact)
+    for place, number in zip(filled.view(-1), numbers, strict=True):
+        place.fill_(max(float(number), 1.0))
+    return filled
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and 0 <= value < math.inf

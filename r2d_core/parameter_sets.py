@@ -16,7 +16,7 @@ import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
@@ -27,6 +27,7 @@ import yaml
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
 from r2d_core.adapters import LoraSettings
+from r2d_core.anchor import mark_benign
 from r2d_core.authors_recipe import (
     THEIR_DATA,
     THEIR_LORA,
@@ -35,6 +36,7 @@ from r2d_core.authors_recipe import (
     authors_row,
     pivots_by_position,
 )
+from r2d_core.batching import Row
 from r2d_core.checking import mismatch, unknown
 from r2d_core.datasets import R2D_R1, read_trajectories, training_rows
 from r2d_core.decontamination import compare
@@ -43,7 +45,8 @@ from r2d_core.pivots import PivotIds, expand_vocabulary
 from r2d_core.planning import Plan, Sharing, plan_training
 from r2d_core.records import read_behaviors
 from r2d_core.tokenization import CHAT_TEMPLATES, install_chat_template
-from r2d_core.training import TrainConfig, TrainResult, check_dtype, train
+from r2d_core.training import TrainConfig, TrainResult, check_builds, check_dtype, train
+from r2d_core.trajectories import Trajectory
 
 Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
 R2D_R1_ROWS = 52_520
@@ -61,13 +64,16 @@ class ParameterSet:
         model: its name on the hub, or a folder; ``revision`` a commit of it.
         shape: its configuration, ``model_type`` and sizes, so that it can be planned for offline.
         chat_template: one of `CHAT_TEMPLATES`, or None for the tokenizer's own.
-        attention: "auto" takes flash attention where it is installed and there is a GPU, else SDPA;
-            where the scores are capped (Gemma 2), which SDPA cannot do, eager.
+        attention: "auto" takes flash attention where it is installed, there is a GPU and it
+            computes in bfloat16, else SDPA; where the scores are capped (Gemma 2), which SDPA
+            cannot do, eager.
         dtype: of the weights. Where all of them are trained, and neither DeepSpeed nor FSDP2
             keeps a float32 copy, it has to be "float32".
         data: a data set on the hub, or a file (`datasets.read_trajectories`).
         exclude: files of behaviors, of any suite, that the model will be evaluated on: examples
             whose instruction is too like one of them (`decontamination.compare`) are left out.
+        harmful: files of behaviors whose prompts are the harmful instructions of the data, for
+            ``kl_weight``: all other examples are benign.
         max_length: tokens; longer examples are left out.
         global_batch: examples a step, over all processes and accumulated batches.
         held_out: examples kept from training, drawn by the seed; the loss is evaluated on them.
@@ -94,6 +100,7 @@ class ParameterSet:
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     data: str = R2D_R1
     exclude: list[str] = field(default_factory=list)
+    harmful: list[str] = field(default_factory=list)
     max_length: int = 4096
     global_batch: int = 32
     held_out: int = 256
@@ -112,11 +119,10 @@ class ParameterSet:
             )
         if self.max_length < 1 or self.global_batch < 1 or self.held_out < 0:
             raise InputError("max_length, global_batch: expected 1 or more; held_out: 0 or more")
-        self.train_config("checked", processes=1)
-        if self.train.get("kl_weight"):
+        if self.train_config("checked", processes=1).kl_weight and not self.harmful:
             raise InputError(
-                "train: kl_weight: expected 0, since the data does not say which rows are benign; "
-                "call training.train with rows of anchor.mark_benign"
+                "train: kl_weight: expected files in 'harmful' with it, whose instructions are not "
+                "benign: the data does not say which are"
             )
         _ = self.configuration
 
@@ -189,6 +195,7 @@ class ParameterSet:
             sharing=sharing,
             gradient_checkpointing=config.gradient_checkpointing,
             dtype=getattr(torch, self.dtype),
+            bf16=config.bf16,
             tokens=max(1, round(seen * mean_tokens)),
             **hardware,
         )
@@ -230,6 +237,7 @@ def train_parameter_set(parameters: ParameterSet, output: str | os.PathLike[str]
     """
     config = parameters.train_config(output, int(os.environ.get("WORLD_SIZE", 1)))
     check_dtype(config, getattr(torch, parameters.dtype))  # before gigabytes are loaded
+    check_builds()
     try:
         tokenizer = AutoTokenizer.from_pretrained(parameters.model, revision=parameters.revision)
         configuration = AutoConfig.from_pretrained(parameters.model, revision=parameters.revision)
@@ -237,7 +245,11 @@ def train_parameter_set(parameters: ParameterSet, output: str | os.PathLike[str]
             parameters.model,
             revision=parameters.revision,
             dtype=getattr(torch, parameters.dtype),
-            attn_implementation=choose_attention(parameters.attention, configuration),
+            attn_implementation=choose_attention(
+                parameters.attention,
+                configuration,
+                torch.bfloat16 if config.bf16 else getattr(torch, parameters.dtype),
+            ),
         )
     except (OSError, ImportError, ValueError) as error:
         raise InputError(
@@ -274,6 +286,8 @@ def train_parameter_set(parameters: ParameterSet, output: str | os.PathLike[str]
             config = dataclasses.replace(config, pivot_weight=0.0)
     else:
         rows = training_rows(trajectories, tokenizer)
+    if config.kl_weight:
+        rows = _marked(rows, trajectories, parameters.harmful)
     if parameters.held_out >= len(rows):
         raise InputError(
             f"held_out: expected fewer than the {len(rows)} examples of {parameters.data}, "
@@ -330,14 +344,37 @@ def launch_training(
         raise InputError(f"training in {processes} processes failed: {said}")
 
 
-def choose_attention(wanted: Attention, config: PreTrainedConfig) -> str:
-    """The implementation of attention that this machine has and this model may use."""
+def choose_attention(wanted: Attention, config: PreTrainedConfig, dtype: torch.dtype) -> str:
+    """The implementation of attention that this machine has and this model may use.
+
+    ``dtype`` is the one that is computed in. Raises InputError for flash attention in float32.
+    """
+    low = dtype in (torch.bfloat16, torch.float16)
+    if wanted == "flash_attention_2" and not low:
+        raise InputError(
+            f"attention: expected 'auto', 'sdpa' or 'eager' in {dtype}, got {wanted!r}, which "
+            "computes in 16 bits; set bf16: true of train, or change it"
+        )
     if wanted != "auto":
         return wanted
-    if torch.cuda.is_available() and importlib.util.find_spec("flash_attn") is not None:
+    if low and torch.cuda.is_available() and importlib.util.find_spec("flash_attn") is not None:
         return "flash_attention_2"
     capped = getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None
     return "eager" if capped else "sdpa"
+
+
+def _marked(
+    rows: Sequence[Row], trajectories: Sequence[Trajectory], harmful: Sequence[str]
+) -> list[Row]:
+    """The rows, marked benign where their instruction is none of the files' ``harmful`` prompts."""
+    prompts = {b.prompt.strip() for file in harmful for b in read_behaviors(file)}
+    benign = [each.instruction not in prompts for each in trajectories]
+    if all(benign):
+        raise InputError(
+            f"harmful: none of the {len(prompts)} prompts of {', '.join(harmful)} is an "
+            "instruction of the data; give the file that its harmful ones are from"
+        )
+    return [mark_benign(row, each) for row, each in zip(rows, benign, strict=True)]
 
 
 def _known(where: str, content: Mapping[str, Any], known: set[str]) -> None:

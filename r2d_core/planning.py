@@ -4,22 +4,27 @@
     print(plan_training(config, LoraSettings(), length=4096, gpus=4))
 
 What is saved for the backward pass is not estimated from a formula of one architecture: the model
-itself, adapters included, runs forward on the meta device, where tensors have shapes and no data,
-and everything that autograd keeps is added up. Attention is taken as a kernel that never holds the
-scores (SDPA, flash attention), but where they are capped (Gemma 2), which is made eagerly. The rest
-is counted: parameters exactly, gradients and optimizer states from them.
+itself, adapters included, runs forward as in training (under autocast, or in bfloat16 where the
+launch casts it) on fake tensors, which have shapes and no data, and everything that autograd keeps
+is added up. Attention is taken as a kernel that never holds the scores (SDPA, flash attention), but
+where they are capped (Gemma 2), which is made eagerly. The rest is counted: parameters exactly,
+gradients and optimizer states from them.
+
+Every process loads the whole model. FSDP2 then brings it to the GPU and shares it out block by
+block. DeepSpeed's ZeRO-3, offloaded or not, brings all of it to every GPU before it shares it out:
+a model that no GPU holds whole needs FSDP2.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
+import functools
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedConfig
 from transformers.masking_utils import AttentionMaskInterface
 
@@ -50,6 +55,9 @@ class Plan:
         loss: the chunk of logits, the gradient of the hidden states and, where the output matrix is
             trained whole, its float32 gradient.
         gathered: the largest piece of shared-out weights that is whole while it is used.
+        unshared: the whole model, as ZeRO-3 holds it on each GPU before it is shared out; else 0.
+        host: what all processes together hold of the memory of their machine (taken as one). At
+            most: weights that the files hold in ``dtype`` are mapped, and one copy serves all.
         parameters, trained: how many there are, and how many of them (or beside them) are trained.
     """
 
@@ -60,6 +68,8 @@ class Plan:
     activations: int
     loss: int
     gathered: int
+    unshared: int
+    host: int
     parameters: int
     trained: int
     flops: float
@@ -68,22 +78,40 @@ class Plan:
 
     @property
     def total(self) -> int:
-        """Bytes to reckon with on each GPU, context and slack included."""
+        """Bytes to reckon with on each GPU while it trains, context and slack included."""
         parts = ("weights", "adapters", "gradients", "optimizer", "activations", "loss", "gathered")
         return CONTEXT_BYTES + round(SLACK * sum(getattr(self, part) for part in parts))
 
     @property
+    def start(self) -> int:
+        """Bytes to reckon with on each GPU before weights are shared out; 0 where none wait."""
+        return CONTEXT_BYTES + round(SLACK * self.unshared) if self.unshared else 0
+
+    @property
+    def peak(self) -> int:
+        return max(self.total, self.start)
+
+    @property
     def fits(self) -> bool:
-        return self.total <= self.gpu_bytes
+        return self.peak <= self.gpu_bytes
 
     def __str__(self) -> str:
         parts = ("weights", "adapters", "gradients", "optimizer", "activations", "loss", "gathered")
         lines = [f"{self.parameters / 1e9:.2f}B parameters, {self.trained / 1e6:.1f}M trained"]
         lines += [f"  {part:<12}{getattr(self, part) / GIB:8.2f} GiB" for part in parts]
+        lines.append(f"  {'in all':<12}{self.total / GIB:8.2f} GiB")
+        if self.start:
+            lines.append(
+                f"  {'at the start':<12}{self.start / GIB:8.2f} GiB: ZeRO-3 begins with the whole "
+                "model on each GPU; FSDP2 does not"
+            )
         verdict = "fits" if self.fits else "does not fit"
         lines.append(
-            f"  {'in all':<12}{self.total / GIB:8.2f} GiB of {self.gpu_bytes / GIB:.1f} GiB "
+            f"  {'at most':<12}{self.peak / GIB:8.2f} GiB of {self.gpu_bytes / GIB:.1f} GiB "
             f"on each GPU: {verdict}"
+        )
+        lines.append(
+            f"  {'host memory':<12}{self.host / GIB:8.2f} GiB at most, were all GPUs of one machine"
         )
         lines.append(f"  about {self.hours:.1f} hours")
         return "\n".join(lines)
@@ -99,6 +127,7 @@ def plan_training(
     sharing: Sharing = "ddp",
     gradient_checkpointing: bool = False,
     dtype: torch.dtype = torch.bfloat16,
+    bf16: bool = True,
     tokens: int = 52_520 * 1000,
     gpu_bytes: int = 80 * 10**9,
     peak_flops: float = 312e12,
@@ -106,9 +135,10 @@ def plan_training(
 ) -> Plan:
     """Memory on each GPU and time of training a model of this configuration.
 
-    ``batch_size`` sequences of ``length`` tokens are in one forward pass on each GPU. ``tokens``
-    are those of the whole run (default: the paper's examples at a thousand tokens each);
-    ``peak_flops`` are a GPU's in ``dtype`` (default: an A100's), of which ``utilisation`` is used.
+    ``batch_size`` sequences of ``length`` tokens are in one forward pass on each GPU. ``dtype`` is
+    that of the frozen weights; with ``bf16``, as in TrainConfig, they compute in bfloat16.
+    ``tokens`` are those of the whole run (default: the paper's examples at a thousand tokens each);
+    ``peak_flops`` are a GPU's (default: an A100's in bfloat16), of which ``utilisation`` is used.
 
     Raises InputError for counts below 1 and a model whose logits `OutputLayer` refuses.
     """
@@ -120,33 +150,50 @@ def plan_training(
     parameters = sum(parameter.numel() for parameter in model.parameters())
     trained = parameters if lora is None else _adapter_size(model, lora)
 
-    item = dtype.itemsize
-    bf16_zero = sharing.startswith("zero") and dtype == torch.bfloat16
+    autocast = bf16 and sharing == "ddp"
+    if sharing == "ddp":
+        computed = torch.float32 if lora is None else dtype
+    else:  # casts all of the model, where it casts
+        computed = torch.bfloat16 if bf16 else dtype
+    item = computed.itemsize
+    bf16_zero = sharing.startswith("zero") and bf16
     trained_item = 2 if bf16_zero else 4
     share_states = gpus if sharing != "ddp" else 1
     share_weights = gpus if sharing in ("zero3", "zero3_offload", "fsdp2") else 1
     offloaded = sharing == "zero3_offload"
-    weights = parameters * (trained_item if lora is None else item)
+    weight_item = item if bf16_zero else dtype.itemsize
+    weights = parameters * (trained_item if lora is None else weight_item)
+    adapters = 0 if lora is None else trained * trained_item
     block = max(_embedding(model).numel(), *(_size(layer) for layer in _layers(model)))
 
-    saved_by_layer, saved_besides = saved_bytes(config, lora, dtype, batch_size, length)
+    saved_by_layer, saved_besides = saved_bytes(
+        config, lora, computed, batch_size, length, autocast=autocast
+    )
     hidden = batch_size * length * config.get_text_config().hidden_size
     if gradient_checkpointing:
-        activations = saved_besides + saved_by_layer + layers * hidden * item
+        # Of the forward pass autocast's copies of what is trained, or one layer of the backward.
+        at_once = max(saved_by_layer, 2 * trained if autocast else 0)
+        activations = saved_besides + at_once + layers * hidden * item
     else:
         activations = saved_besides + saved_by_layer * layers
     output_trained = lora is None or lora.new_rows == "modules_to_save"
     output = OutputLayer.of(model).linear.weight.numel()
+    optimizer = trained * (12 if bf16_zero else 8)
+    host = gpus * weights
+    if offloaded:  # and the gradients, in float32
+        host = max(host, weights + adapters + optimizer + 4 * trained)
 
     flops = tokens * _flops_a_token(model, config, lora, length, gradient_checkpointing)
     return Plan(
         weights=0 if offloaded else weights // share_weights,
-        adapters=0 if lora is None else trained * trained_item // share_weights,
+        adapters=0 if offloaded else adapters // share_weights,
         gradients=trained * trained_item // share_states,
-        optimizer=0 if offloaded else trained * (12 if bf16_zero else 8) // share_states,
+        optimizer=0 if offloaded else optimizer // share_states,
         activations=activations,
         loss=GPU_CHUNK_BYTES + hidden * item + (4 * output if output_trained else 0),
         gathered=2 * block * item if share_weights > 1 or offloaded else 0,
+        unshared=weights + adapters if sharing in ("zero3", "zero3_offload") else 0,
+        host=host,
         parameters=parameters,
         trained=trained,
         flops=flops,
@@ -161,26 +208,38 @@ def saved_bytes(
     dtype: torch.dtype,
     batch_size: int,
     length: int,
+    *,
+    autocast: bool = False,
 ) -> tuple[int, int]:
-    """What a forward pass keeps for the backward pass: bytes of one decoder layer, and besides."""
-    one, two = (
-        measure_saved_bytes(_adapted(_on_meta(config, dtype, layers), lora), batch_size, length)
-        for layers in (1, 2)
-    )
+    """What a forward pass keeps for the backward pass: bytes of one decoder layer, and besides.
+
+    With ``autocast`` adapters are float32 and it computes in bfloat16; else all is of ``dtype``.
+    """
+    found = []
+    for layers in (1, 2):
+        model = _adapted(
+            _on_meta(config, dtype, layers), lora, torch.float32 if autocast else dtype
+        )
+        with FakeTensorMode():
+            _as_on_a_cpu(model)
+            found.append(measure_saved_bytes(model, batch_size, length, autocast=autocast))
+    one, two = found
     layer, besides = two - one, 2 * one - two
     text = config.get_text_config()
     if getattr(text, "attn_logit_softcapping", None) is not None:
-        # The capped scores, their softmax in float32, and that in the model's dtype.
-        scores = batch_size * text.num_attention_heads * length**2
-        layer += scores * (2 * dtype.itemsize + 4)
+        # In float32 the capped scores and their softmax; in bfloat16 these, and the softmax in
+        # float32 besides.
+        layer += 8 * batch_size * text.num_attention_heads * length**2
     return layer, besides
 
 
-def measure_saved_bytes(model: nn.Module, batch_size: int, length: int) -> int:
+def measure_saved_bytes(
+    model: nn.Module, batch_size: int, length: int, *, autocast: bool = False, **inputs: Any
+) -> int:
     """Bytes that one forward pass of a causal model saves for backward, its weights not counted.
 
     It ends in the hidden states that the output layer gets. Each storage is counted once, however
-    many operations keep a view of it.
+    many operations keep a view of it. ``inputs`` are the forward pass's beside the ids.
     """
     own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     kept: dict[int, Any] = {}
@@ -192,18 +251,17 @@ def measure_saved_bytes(model: nn.Module, batch_size: int, length: int) -> int:
         return tensor
 
     head: Any = OutputLayer.of(model)
-    device = next(model.parameters()).device
-    ids = torch.zeros(batch_size, length, dtype=torch.int64, device=device)
-    mask = None
-    if device.type == "meta":
+    ids = torch.zeros(batch_size, length, dtype=torch.int64)
+    if isinstance(ids, FakeTensor):
         # A mask that is there is not made: for that, positions would be read, which have no data.
-        mask = torch.ones(batch_size, 1, length, length, dtype=torch.bool, device=device)
+        inputs["attention_mask"] = torch.ones(batch_size, 1, length, length, dtype=torch.bool)
     model.train()
     with (
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
         head.replaced_by(lambda hidden: hidden),
+        torch.autocast("cpu", torch.bfloat16, enabled=autocast),
     ):
-        model(input_ids=ids, attention_mask=mask, use_cache=False)
+        model(input_ids=ids, use_cache=False, **inputs)
     return sum(storage.nbytes() for storage in kept.values())
 
 
@@ -215,23 +273,45 @@ def _on_meta(config: PreTrainedConfig, dtype: torch.dtype, layers: int | None) -
         text.num_hidden_layers = layers
         if getattr(text, "layer_types", None):
             text.layer_types = text.layer_types[:layers]
-    with torch.device("meta"), _attention_without_scores():
+    with torch.device("meta"):
         return AutoModelForCausalLM.from_config(
             config, dtype=dtype, attn_implementation="without_scores"
         )
 
 
-def _adapted(model: Any, lora: LoraSettings | None) -> Any:
+def _adapted(model: Any, lora: LoraSettings | None, dtype: torch.dtype) -> Any:
     if lora is None:
         return model
     vocabulary = _embedding(model).shape[0]
     rows = range(max(0, vocabulary - len(NEW_TOKENS)), vocabulary)
-    dtype = model.dtype
     adapted: Any = add_adapters(model, lora, list(rows))
-    # Under autocast adapters compute in the model's dtype; there is no autocast on this device.
     for parameter in adapted.parameters():
-        parameter.data = parameter.data.to(device="meta", dtype=dtype)
-    return adapted.to("meta")
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to("meta", dtype)
+    for module in adapted.modules():
+        if isinstance(module, nn.Dropout):
+            module.forward = functools.partial(_dropout, p=module.p)  # type: ignore[method-assign]
+    return adapted
+
+
+def _as_on_a_cpu(model: nn.Module) -> None:
+    """Put fake tensors of a CPU, for which there is autocast, in the place of the model's own."""
+    made: dict[int, nn.Parameter] = {}  # by the identity of its own, for what is tied stays so
+    for own in model.parameters():
+        fake = torch.empty(own.shape, dtype=own.dtype)
+        made[id(own)] = nn.Parameter(fake, requires_grad=own.requires_grad)
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                module._parameters[name] = made[id(parameter)]
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
+
+
+def _dropout(x: Tensor, p: float) -> Tensor:
+    """As on a GPU: a mask of one byte a number is kept, where a CPU keeps factors in x's dtype."""
+    return torch.native_dropout(x, p, True)[0]
 
 
 def _adapter_size(model: Any, lora: LoraSettings) -> int:
@@ -309,13 +389,13 @@ class _WithoutScores(torch.autograd.Function):
         raise NotImplementedError("made to be counted, not to be run backward")
 
 
-@contextmanager
-def _attention_without_scores() -> Iterator[None]:
-    def attend(
-        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: None, **_: Any
-    ) -> tuple[Tensor, None]:
-        return _WithoutScores.apply(query, key, value).transpose(1, 2), None
+def _attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: None, **_: Any
+) -> tuple[Tensor, None]:
+    if torch.is_autocast_enabled("cpu"):  # which casts for attention
+        query, key, value = (each.bfloat16() for each in (query, key, value))
+    return _WithoutScores.apply(query, key, value).transpose(1, 2), None
 
-    AttentionInterface.register("without_scores", attend)
-    AttentionMaskInterface.register("without_scores", lambda *_, **__: None)
-    yield
+
+AttentionInterface.register("without_scores", _attend)
+AttentionMaskInterface.register("without_scores", lambda *_, **__: None)

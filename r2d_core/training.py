@@ -29,7 +29,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
@@ -58,7 +58,7 @@ from r2d_core.adapters import (
     remove_adapters,
 )
 from r2d_core.anchor import BENIGN_LABELS, AnchorCollator, FrozenBase, is_benign
-from r2d_core.batching import PackingCollator, Row, WindowSampler
+from r2d_core.batching import TARGETS, PackingCollator, Row, TargetsCollator, WindowSampler
 from r2d_core.checking import mismatch
 from r2d_core.checkpoints import WHOLE, fingerprint, finished_record, last_whole_checkpoint
 from r2d_core.errors import InputError
@@ -70,6 +70,7 @@ from r2d_core.records import atomic_directory, write_json_atomic, write_text_ato
 from r2d_core.tokenization import IGNORED, Collator
 
 CLASSES = ("safe", "unsafe", "rethink")
+LONGEST_BUILD_S = 300
 NO_TARGET: Row = {"input_ids": [0], "labels": [IGNORED]}
 """The example that counts for nothing: it fills batches that come out uneven over processes."""
 
@@ -220,6 +221,7 @@ def train(
             "load the model in float32"
         )
     check_dtype(config, model.dtype)
+    check_builds()
     if config.kl_weight and _engine() != "none":
         raise InputError(
             "TrainConfig kl_weight: expected 0 with DeepSpeed and FSDP, got "
@@ -253,7 +255,9 @@ def train(
                 base=base,
                 model=adapted or model,
                 args=_arguments(config, checkpoints, evaluate=bool(held_out)),
-                data_collator=collator if base is None else AnchorCollator(collator),
+                data_collator=TargetsCollator(
+                    collator if base is None else AnchorCollator(collator)
+                ),
                 train_dataset=rows,
                 # Like lengths together; the order has no bearing on a sum over the whole split.
                 eval_dataset=sorted(held_out, key=lambda row: len(row["input_ids"])) or None,
@@ -375,7 +379,7 @@ class R2DTrainer(Trainer):
         if per_batch:
             counts = self._count(inputs["labels"][:, 1:])
         head, softcap = self.head, self.head.softcap
-        targets = F.pad(inputs["labels"][:, 1:], (0, 1), value=IGNORED).flatten()
+        targets = torch.from_numpy(inputs[TARGETS]).flatten()
         losses: list[R2DLoss] = []
 
         def loss_of(hidden: Tensor) -> Tensor:
@@ -565,6 +569,23 @@ def _engine() -> Literal["none", "deepspeed", "fsdp"]:
         if os.environ.get(f"ACCELERATE_USE_{engine.upper()}", "").lower() in ("true", "1"):
             return engine
     return "none"
+
+
+def check_builds() -> None:
+    """Raise InputError for a build that a kill left locked: DeepSpeed would wait for ever."""
+    if _engine() != "deepspeed":
+        return
+    from torch.utils.cpp_extension import get_default_build_root  # slow to import
+
+    given = os.environ.get("TORCH_EXTENSIONS_DIR")
+    root = Path(given or get_default_build_root())
+    for lock in sorted(root.glob("*/lock" if given else "*/*/lock")):
+        with suppress(FileNotFoundError):  # released meanwhile
+            if (age := time.time() - lock.stat().st_mtime) > LONGEST_BUILD_S:
+                raise InputError(
+                    f"{lock}: a build that began {age / 60:.0f} minutes ago has not ended, and "
+                    "DeepSpeed waits for it: delete the file if no training is starting elsewhere"
+                )
 
 
 def check_dtype(config: TrainConfig, dtype: torch.dtype) -> None:

@@ -31,7 +31,9 @@ def compile_kernel(kernel, target, pointers, constants, num_warps, **options):
             signature[name] = "*" + pointers[name]
             divisible[(place,)] = [["tt.divisibility", 16]]
         else:
-            signature[name] = "fp32" if name == "softcap" else "i32"
+            # A Python float without an annotation of the kernel's is passed as float32.
+            scalar = kernel.params[place].annotation_type
+            signature[name] = scalar or ("fp32" if name == "softcap" else "i32")
             if name == "stride":
                 divisible[(place,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=divisible)
@@ -53,6 +55,7 @@ def compile_kernel(kernel, target, pointers, constants, num_warps, **options):
                 "kernel": kernel.fn.__name__,
                 "target": target,
                 "constants": constants,
+                "softcap": signature["softcap"],
                 "spilled_bytes": int(usage.split("STACK:")[1].split()[0]),
                 "wide_loads": sass.count("LDG.E.128"),
                 "wide_stores": sass.count("STG.E.128"),

@@ -152,6 +152,9 @@ def test_strongrejects_number_is_the_mean_score() -> None:
     assert [name for name in JUDGES if tells_scores(name)] == ["strongreject"]
     with pytest.raises(InputError, match="judge 'xstest' gives no scores"):
         score_means([verdict("xstest", "1_full_compliance")])
+    for wrong in (verdict("strongreject", "answered"), scored("a", 1.5), scored("a", float("nan"))):
+        with pytest.raises(InputError, match="'answered' on behavior .* has no score from 0 to 1"):
+            score_means([wrong])
 
 
 def test_a_mean_scores_interval_draws_behaviors() -> None:

@@ -23,9 +23,19 @@ from attack_world import (
     local_target,
 )
 
-from r2d_core.attacks import ATTACKS, Material, Surrogate, Target, make_attack, random_search
+from r2d_core.attacks import (
+    ATTACKS,
+    Material,
+    Surrogate,
+    Target,
+    few_shot_attacker,
+    make_attack,
+    random_search,
+)
+from r2d_core.attacks.attack import dialogue
 from r2d_core.attacks.autodan import cross, sentences_of, whole
 from r2d_core.attacks.best_of_n import augment
+from r2d_core.attacks.gradient import Losses
 from r2d_core.attacks.journal import Journal, RecordedGenerator
 from r2d_core.attacks.prompts import out_of_ten, prompt_text, written_prompt
 from r2d_core.attacks.tap import topic_verdict
@@ -48,19 +58,22 @@ SMALL: dict[str, dict[str, Any]] = {
     "best_of_n": {"n": 4},
     "tap": {"width": 2, "branches": 2, "depth": 2},
     "random_search": {"iterations": 6, "suffix_tokens": 3, "judge_calls": 2},
+    "random_search_reasoning": {"iterations": 6, "suffix_tokens": 3, "judge_calls": 2},
     "random_search_pivot": {"iterations": 6, "suffix_tokens": 3, "judge_calls": 2},
+    "few_shot_attacker": {"pool": 3, "rounds": 2, "prompts": 3, "shots": 2},
     "autodan": {"generations": 3, "population": 4, "mutation": 1.0, "enough": 1.0},
 }
 TOGETHER = ("gcg_multi", "gcg_transfer")
 """Attacks on all behaviors at once."""
 SEEDED = {
-    "few_shot", "wrapper", "templates", "zero_shot", "refinement", "best_of_n", "pair", "tap",
-    "autodan", *(n for n in ATTACKS if n.startswith(("gcg_", "random_search"))),
+    "few_shot", "few_shot_attacker", "wrapper", "templates", "zero_shot", "refinement",
+    "best_of_n", "pair", "tap", "autodan",
+    *(n for n in ATTACKS if n.startswith(("gcg_", "random_search"))),
 }  # fmt: skip
 """Attacks that draw at random."""
 ASKING = ["refinement", "best_of_n", "pair", "tap", "autodan", "gcg_harmbench", "random_search"]
 """Attacks that look at the target's answers."""
-BY_ATTACKER = ["zero_shot", "pair", "tap"]
+BY_ATTACKER = ["zero_shot", "few_shot_attacker", "pair", "tap"]
 
 
 @pytest.fixture(scope="module")
@@ -158,11 +171,10 @@ def test_a_bad_target_is_recorded_and_the_run_goes_on(
 @pytest.mark.parametrize("name", ["refinement", "best_of_n", "pair", "tap"])
 def test_one_bad_request_costs_no_other(name: str, target: Target) -> None:
     only = replace(target, generator=Broken("raises", only="item"), attacker=Naming())
-    bad, good = make_attack(name, **SMALL.get(name, {})).run(
-        [BEHAVIORS[1], BEHAVIORS[0]], only, MATERIAL, 0
-    )
-    if name == "best_of_n":  # the word is rarely written as it is
-        return
+    settings = SMALL.get(name, {})
+    if name == "best_of_n":  # else the word is rarely written as it is
+        settings = {**settings, "sigma": 0.0}
+    bad, good = make_attack(name, **settings).run([BEHAVIORS[1], BEHAVIORS[0]], only, MATERIAL, 0)
     assert len(bad.metadata["errors"]) == bad.queries and "errors" not in good.metadata
 
 
@@ -184,6 +196,11 @@ def test_a_bad_attacker_is_recorded_and_the_run_goes_on(
     bad = replace(target, attacker=Broken(what), generator=Echo())
     attack = make_attack(name, **SMALL.get(name, {}))
     for case, behavior in zip(attack.run(BEHAVIORS, bad, MATERIAL, 0), BEHAVIORS, strict=True):
+        if name == "few_shot_attacker":
+            assert case.queries == (0 if what in ("empty", "raises") else 9)
+            assert ("errors" in case.metadata) == (what != "endless")  # no text, or none to read
+            assert (case.prompt == behavior.prompt) == (what in ("empty", "raises"))
+            continue
         if name == "zero_shot":
             expected = {"garbage": "\ud800\x00{[}]<|\ufffd", "endless": ("a b " * 5000).strip()}
             assert case.prompt == expected.get(what, behavior.prompt)
@@ -219,6 +236,83 @@ class Counting:
         if self.asked > self.left:
             raise KeyboardInterrupt
         return list(self.inner.generate(requests, max_new_tokens))
+
+
+COMPUTING = [
+    "gcg_answer", "gcg_multi", "random_search", "random_search_reasoning", "random_search_pivot",
+    "autodan", "few_shot_attacker",
+]  # fmt: skip
+"""Attacks that compute with the target's own weights."""
+
+
+class Mortal:
+    """The model's passes, counted; from pass ``left`` on one raises, or is the end."""
+
+    def __init__(
+        self, patch: pytest.MonkeyPatch, model: Any, left: float, raised: BaseException
+    ) -> None:
+        self.passes, self.left, forward = 0, left, type(model).forward
+
+        def counted(model: Any, *args: Any, **given: Any) -> Any:
+            self.passes += 1
+            if self.passes > self.left:
+                raise raised
+            return forward(model, *args, **given)
+
+        patch.setattr(type(model), "forward", counted)
+
+
+@pytest.mark.parametrize("name", COMPUTING)
+def test_killed_among_its_computations_it_goes_on(
+    name: str, target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = replace(target, generator=Echo())  # what is counted is the attack's own
+    attack = make_attack(name, **SMALL[name])
+    with monkeypatch.context() as patch:
+        whole = Mortal(patch, target.model, math.inf, KeyboardInterrupt())
+        write_jsonl(tmp_path / "whole", attack.run(BEHAVIORS, asked, MATERIAL, 0))
+    kept = replace(asked, progress=tmp_path / "progress")
+    with monkeypatch.context() as patch:
+        Mortal(patch, target.model, whole.passes * 2 // 3, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            attack.run(BEHAVIORS, kept, MATERIAL, 0)
+    for least in (1, 0):
+        with monkeypatch.context() as patch:
+            resumed = Mortal(patch, target.model, math.inf, KeyboardInterrupt())
+            write_jsonl(tmp_path / "resumed", attack.run(BEHAVIORS, kept, MATERIAL, 0))
+        assert (tmp_path / "resumed").read_bytes() == (tmp_path / "whole").read_bytes()
+        assert least <= resumed.passes <= least * (whole.passes - 1)
+
+
+@pytest.mark.parametrize("name", [name for name in COMPUTING if not name.startswith("gcg_")])
+def test_a_model_that_raises_among_its_computations_is_recorded(
+    name: str, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attack = make_attack(name, **SMALL[name])
+    Mortal(monkeypatch, target.model, 1, RuntimeError("device\nlost"))
+    cases = attack.run(BEHAVIORS, replace(target, generator=Echo()), MATERIAL, 0)
+    assert [case.behavior_id for case in cases] == ["b0", "b1"]
+    for case in cases:
+        assert case.prompt.strip() and case.queries >= 1
+        assert case.metadata["errors"]
+        assert all(e.endswith("RuntimeError: device lost") for e in case.metadata["errors"])
+        assert case.metadata["losses"][-1] is None or case.behavior_id == "b0"
+
+
+def test_random_search_writes_down_an_error_once(
+    target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = []
+    Mortal(monkeypatch, target.model, 0, RuntimeError("device lost " * 20))
+    for iterations in (50, 100):
+        attack = make_attack("random_search", iterations=iterations, suffix_tokens=3)
+        kept = replace(target, progress=tmp_path / str(iterations))
+        (case,) = attack.run(BEHAVIORS[:1], kept, MATERIAL, 0)
+        assert len(case.metadata["errors"]) == iterations + 1
+        assert [e.split(":")[0] for e in case.metadata["errors"][:2]] == ["query 1", "query 2"]
+        (file,) = (tmp_path / str(iterations)).glob("*.jsonl")
+        sizes.append(file.stat().st_size)
+    assert sizes[1] < 2.2 * sizes[0]
 
 
 @pytest.mark.parametrize("name", [*ASKING, "zero_shot", "random_search_pivot", "gcg_multi"])
@@ -506,13 +600,83 @@ def test_best_of_n_samples_and_stops() -> None:
 
 
 def test_random_search_raises_what_it_aims_at(target: Target) -> None:
-    for name in ("random_search", "random_search_pivot"):
+    for name in ("random_search", "random_search_reasoning", "random_search_pivot"):
         attack = make_attack(name, iterations=40, suffix_tokens=4, judge_calls=0)
         (case,) = attack.run(BEHAVIORS[:1], target, MATERIAL, 0)
         losses = case.metadata["losses"]
         assert losses == sorted(losses, reverse=True) and losses[-1] < losses[0]
         assert case.queries == len(losses) == 41
         assert len(case.prompt.removeprefix(BEHAVIORS[0].prompt).split()) == 4
+
+
+@pytest.mark.parametrize("family", ["word", "llama", "mistral", "qwen3"])
+def test_random_search_on_the_reasoning_aims_at_its_first_word(family: Any) -> None:
+    tokenizer = local_target(family).tokenizer
+    attack = make_attack("random_search_reasoning")
+    behavior = replace(BEHAVIORS[0], metadata=KNOWN | {"reasoning_target": "this is fine ."})
+    text, aimed = attack.aim(behavior, tokenizer)
+    assert text == "<think> this is fine ."
+    ids = encode_prompt(tokenizer, behavior.prompt, prefill=text)[-len(aimed) :]
+    said = tokenizer.decode([i for i, taken in zip(ids, aimed, strict=True) if taken])
+    assert said.startswith("<think>") and aimed == sorted(aimed, reverse=True)
+    first = said.removeprefix("<think>").strip()
+    assert first and "this".startswith(first)
+    assert attack.aim(BEHAVIORS[0], tokenizer)[0] == f"<think> {KNOWN['target']}"
+    empty = replace(behavior, metadata=KNOWN | {"reasoning_target": ""})
+    with pytest.raises(InputError, match="the plan of behavior 'b0' is empty"):
+        attack.aim(empty, tokenizer)
+
+
+def test_few_shots_are_written_in_the_form_that_the_target_reads(target: Target) -> None:
+    (case,) = make_attack("few_shot").run(BEHAVIORS[:1], target, MATERIAL, 0)
+    pairs = MATERIAL.shots(BEHAVIORS[0])
+    drawn = [pair for pair in pairs if f"User: {pair[0]}" in case.prompt]
+    assert len(drawn) == 2 and case.prompt in (
+        dialogue(drawn, BEHAVIORS[0].prompt), dialogue(drawn[::-1], BEHAVIORS[0].prompt),
+    )  # fmt: skip
+    assert (
+        dialogue([("a ?", "b .")], "c ?")
+        == "User: a ?\n\nAssistant: b .\n\nUser: c ?\n\nAssistant:"
+    )
+    own = replace(MATERIAL, dialogue=lambda pairs, request: f"{len(pairs)} {request}")
+    (case,) = make_attack("few_shot").run(BEHAVIORS[:1], target, own, 0)
+    assert case.prompt == f"2 {BEHAVIORS[0].prompt}"
+
+
+def test_the_few_shot_attacker_is_shown_the_likeliest(
+    target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A long prompt is likelier here, by far: those are shown, and the longest is the result."""
+
+    class Growing(Writer):
+        def answer(self, request: Request) -> str:
+            return f"\n  {' '.join(['word'] * (1 + request.seed % 7))} {request.seed}\nmore"
+
+    def losses(model: Any, tokenizer: Any, prompts: Any, response: str, aimed: Any) -> Losses:
+        assert response == KNOWN["target"] and all(aimed)
+        count = torch.tensor([float(len(prompt.split())) for prompt in prompts])
+        return Losses(100 * (9 - count), torch.zeros(len(prompts), dtype=torch.bool))
+
+    monkeypatch.setattr(few_shot_attacker, "response_losses", losses)
+    writer = Growing()
+    attack = make_attack("few_shot_attacker", pool=6, rounds=2, prompts=4, shots=2)
+    (case,) = attack.run(BEHAVIORS[:1], replace(target, attacker=writer), MATERIAL, 0)
+    texts = [writer.answer(request).split("\n")[1].strip() for request in writer.asked]
+    assert case.queries == len(writer.asked) == 14 == len(case.metadata["losses"])
+    assert case.prompt in texts
+    assert len(case.prompt.split()) == max(len(text.split()) for text in texts)
+    assert all(request.prefill.endswith("behavior:\n1.") for request in writer.asked[:6])
+    for begun, requests in ((6, writer.asked[6:10]), (10, writer.asked[10:])):
+        best = sorted((len(text.split()) for text in texts[:begun]), reverse=True)[:2]
+        for request in requests:
+            shown = request.prefill.split("behavior:\n")[1].split("\n")
+            assert [line.split(". ")[0] for line in shown[:2]] == ["1", "2"] and shown[2:] == ["3."]
+            lines = [line.split(". ")[1] for line in shown[:2]]
+            assert set(lines) <= set(texts[:begun])
+            assert sorted((len(line.split()) for line in lines), reverse=True) == best
+    bare = replace(target, model=None)
+    with pytest.raises(InputError, match="needs log-probabilities"):
+        attack.run(BEHAVIORS, bare, MATERIAL, 0)
 
 
 def test_templates_and_their_files(tmp_path: Path, target: Target) -> None:

@@ -26,6 +26,7 @@ from r2d_core.attacks.gradient import (
     neighbour_losses,
     response_ids,
     response_losses,
+    summed_gradient,
     text_tokens,
     written_suffix,
 )
@@ -108,6 +109,23 @@ def test_gradient_and_candidates(target: Target) -> None:
             assert candidate[position] in ranked
 
 
+def test_the_gradient_of_many_prompts_is_the_sum_of_their_directions() -> None:
+    """At every position each prompt counts alike, however steep its own loss is there."""
+    target = local_target("llama", torch.float64)
+    places = [place_of(target, behavior) for behavior in BEHAVIORS]
+    places[1].response, places[1].aimed = "red", [True]
+    suffix = first_suffix(places, 3, text_tokens(target.tokenizer), seed=0)
+    one, other = (place.gradient(suffix)[0] for place in places)
+    lengths = torch.stack([one.norm(dim=1), other.norm(dim=1)])
+    assert ((lengths[0] / lengths[1] - 1).abs() > 0.05).all()  # or it would not matter
+    found, flops = summed_gradient(places, suffix)
+    expected = one / lengths[0][:, None] + other / lengths[1][:, None]
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
+    alone, less = summed_gradient(places[:1], suffix)
+    torch.testing.assert_close(alone, one)
+    assert 0 < less < flops
+
+
 def test_even_positions_change_every_position_alike(target: Target) -> None:
     attack = GCGAnswer(suffix_tokens=4, candidates=40, top_k=32, positions="even")
     gradient = torch.randn(4, 200, generator=torch.Generator().manual_seed(0))
@@ -157,6 +175,58 @@ def test_the_same_string_with_and_without_cache(
         assert one.metadata["flops"] < other.metadata["flops"]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_sound_cache_is_used_in_every_precision(family: Family, dtype: torch.dtype) -> None:
+    target = local_target(family, dtype)
+    place = place_of(target)
+    place.gradient(first_suffix([place], 4, text_tokens(target.tokenizer), seed=1))
+    assert place.use_cache and place._known
+
+
+@pytest.mark.parametrize(
+    ("dtype", "share"), [(torch.float32, 1e-4), (torch.float16, 0.02), (torch.bfloat16, 0.05)]
+)
+def test_a_cache_that_changes_losses_a_little_is_not_used(
+    dtype: torch.dtype, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = local_target("llama", dtype)
+    losses = Place._losses
+
+    def off(self: Place, ids: Any, start: int) -> Losses:
+        found = losses(self, ids, start)
+        return replace(found, loss=found.loss * (1 + share * (start > 0)))
+
+    monkeypatch.setattr(Place, "_losses", off)
+    place = place_of(target)
+    place.gradient(first_suffix([place], 4, text_tokens(target.tokenizer), seed=1))
+    assert not place.use_cache
+
+
+def test_what_another_batch_changes_a_cache_may_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = local_target("llama")
+    losses = Place._losses
+
+    def noisy(self: Place, ids: Any, start: int) -> Losses:
+        found = losses(self, ids, start)
+        return replace(found, loss=found.loss + 1e-3 * (len(ids) > 1) + 3e-3 * (start > 0))
+
+    monkeypatch.setattr(Place, "_losses", noisy)
+    place = place_of(target)
+    place.gradient(first_suffix([place], 4, text_tokens(target.tokenizer), seed=1))
+    assert place.use_cache
+
+
+def test_losses_of_half_precision_tell_candidates_apart() -> None:
+    target = local_target("llama", torch.bfloat16)
+    place = place_of(target)
+    allowed = text_tokens(target.tokenizer)
+    suffix = first_suffix([place], 4, allowed, seed=0)
+    found = place.losses([[*suffix[:2], token, *suffix[3:]] for token in allowed.tolist()]).loss
+    assert found.dtype == torch.float32
+    assert len(set(found.tolist())) > len(found) / 2  # in bfloat16 they are a handful
+
+
 def test_a_cache_that_changes_losses_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     target = local_target(dtype=torch.float64)
     place = place_of(target)
@@ -194,11 +264,40 @@ def test_memory_decides_how_many_are_computed_at_once(
     expected = place.losses([suffix] * 9).loss
     monkeypatch.setattr(type(target.model), "forward", small)
     torch.testing.assert_close(place.losses([suffix] * 9).loss, expected)
-    assert rows[0] > 4 and max(rows[2:]) <= 4  # 9, 4 …
-    monkeypatch.setattr(Place, "_rows", lambda self, *_: 2)
+    assert rows == [9, 4, 4, 1]
     rows.clear()
     torch.testing.assert_close(place.losses([suffix] * 9).loss, expected)
+    assert rows == [4, 4, 1]  # what did not fit is not tried again
+    monkeypatch.setattr(Place, "_rows", lambda self, *_: 2)
+    rows.clear()
+    fresh = place_of(target)
+    assert fresh.settle(suffix)
+    torch.testing.assert_close(fresh.losses([suffix] * 9).loss, expected)
     assert rows == [2, 2, 2, 2, 1]
+
+
+def test_a_resumed_run_computes_as_many_at_once(
+    tmp_path: Path, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Losses of other batches may differ in the last bits, whatever memory is free by then."""
+    kept = replace(target, progress=tmp_path)
+    monkeypatch.setattr(Place, "_rows", lambda self, *_: 8)
+    expected = GCGAnswer(**SMALL).run(BEHAVIORS[:1], kept, MATERIAL, 0)
+    (file,) = tmp_path.glob("*.jsonl")
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join(lines[:4]))
+    monkeypatch.setattr(Place, "_rows", lambda self, *_: 2)
+    batches: list[int] = []
+    losses = Place._losses
+
+    def note(self: Place, ids: Any, start: int) -> Any:
+        batches.append(len(ids))
+        return losses(self, ids, start)
+
+    monkeypatch.setattr(Place, "_losses", note)
+    assert GCGAnswer(**SMALL).run(BEHAVIORS[:1], kept, MATERIAL, 0) == expected
+    assert max(batches) == 8
+    assert {json.loads(line)[1]["rows"][0] for line in file.read_bytes().splitlines()} == {8}
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "r1"])
@@ -238,14 +337,17 @@ def test_early_stop_returns_the_string_that_matched(target: Target) -> None:
     stopped = 0
     for word in ("red", "wait", "safe", "it", "fine", "answer"):
         behavior = Behavior("b", "explain it .", metadata={"target": word})
-        attack = GCGAnswer(steps=12, suffix_tokens=6, candidates=32, stop_on_match=True)
+        attack = GCGAnswer(steps=12, suffix_tokens=6, candidates=32, top_k=32, stop_on_match=True)
+        on = [Surrogate(target.model, target.tokenizer)]
+        steps = attack.optimise([behavior], on, target, 0).steps
+        assert not any(step.matched for step in steps[:-1])  # the first match is the last step
+        assert len(steps) == 13 or steps[-1].matched
         (case,) = attack.run([behavior], target, MATERIAL, 0)
         ids = encode_prompt(target.tokenizer, case.prompt)
         with torch.no_grad():
             greedy = target.model(torch.tensor([ids])).logits[0, -1].argmax()
         assert case.metadata["matched"] == (target.tokenizer.decode([int(greedy)]) == word)
         stopped += case.metadata["matched"]
-        assert not case.metadata["matched"] or len(case.metadata["losses"]) <= 13
     assert stopped
 
 
@@ -280,6 +382,10 @@ def test_the_judge_may_end_it(target: Target) -> None:
 
 
 def test_presets_are_the_documented_ones() -> None:
+    for name in ("gcg_answer", "gcg_reasoning", "gcg_pivot"):
+        budget = asdict(make_attack(name))
+        assert (budget["steps"], budget["candidates"], budget["top_k"]) == (250, 512, 256)
+        assert budget["suffix_tokens"] == 20 and not budget["stop_on_match"]
     nano, harmbench = asdict(make_attack("gcg_nanogcg")), asdict(make_attack("gcg_harmbench"))
     both = {"candidates": 512, "top_k": 256, "keep": "any"}
     for preset in (nano, harmbench):
@@ -295,15 +401,17 @@ def test_presets_are_the_documented_ones() -> None:
     assert (harmbench["judge_every"], harmbench["judge_below"]) == (50, 0.05)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", ["gcg_nanogcg", "gcg_harmbench"])
-def test_presets_run(name: str) -> None:
-    target = local_target("llama")
+def test_presets_run(name: str, family: Family) -> None:
+    target = local_target(family)
     attack = make_attack(name, steps=2, candidates=24)
     (case,) = attack.run(BEHAVIORS[:1], target, MATERIAL, 0)
     losses = case.metadata["losses"]
     assert len(losses) == 3
     best = losses[-1] if name == "gcg_harmbench" else min(losses)
     assert best == pytest.approx(loss_of(attack, target, BEHAVIORS[0], case.prompt), rel=1e-4)
+    assert case.prompt != BEHAVIORS[0].prompt and "errors" not in case.metadata
 
 
 def test_a_first_suffix_that_does_not_stand_is_said(target: Target) -> None:
@@ -322,10 +430,6 @@ def test_one_suffix_for_all() -> None:
     losses = [loss_of(attack, target, b, c.prompt) for b, c in zip(BEHAVIORS, cases, strict=True)]
     assert cases[0].metadata["losses"][-1] == pytest.approx(sum(losses) / 2)
     assert cases[0].metadata["losses"][-1] < cases[0].metadata["losses"][0]
-    # The gradient is the sum of the two, each of length 1 at every position.
-    place, other = place_of(target, BEHAVIORS[0]), place_of(target, BEHAVIORS[1])
-    assert place.settle(cases[0].metadata["suffix_ids"])
-    assert other.settle(cases[0].metadata["suffix_ids"])
 
 
 def test_progressive_takes_in_the_next_when_all_so_far_match(target: Target) -> None:
@@ -516,7 +620,7 @@ def test_a_model_that_is_broken_is_recorded(target: Target, monkeypatch: Any) ->
 
     def fail(self: Any, *args: Any, **given: Any) -> Any:
         calls[0] += 1
-        if calls[0] == 3:
+        if calls[0] == 1:
             raise RuntimeError("device lost")
         return forward(self, *args, **given)
 
@@ -524,6 +628,45 @@ def test_a_model_that_is_broken_is_recorded(target: Target, monkeypatch: Any) ->
     first, second = GCGAnswer(**SMALL).run(BEHAVIORS, target, MATERIAL, 0)
     assert first.metadata == {"errors": ["RuntimeError: device lost"]}
     assert first.prompt == BEHAVIORS[0].prompt and second.metadata["losses"]
+
+
+@pytest.mark.parametrize("name", ["gcg_answer", "gcg_harmbench", "gcg_multi"])
+def test_a_run_that_breaks_late_keeps_what_it_found(
+    name: str, target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = {**SMALL, "init": ""} | ({"judge_every": 0} if name == "gcg_harmbench" else {})
+    attack, kept = make_attack(name, **whole), replace(target, progress=tmp_path)
+    computed, calls = gcg.neighbour_losses, [0]
+
+    def lost(*given: Any) -> Losses:
+        calls[0] += 1
+        if calls[0] == 5:
+            raise RuntimeError("device lost")
+        return computed(*given)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(gcg, "neighbour_losses", lost)
+        cases = attack.run(BEHAVIORS[:1], kept, MATERIAL, 0)
+    (sooner,) = make_attack(name, **whole | {"steps": 4}).run(BEHAVIORS[:1], target, MATERIAL, 0)
+    assert cases[0].metadata.pop("errors") == ["step 5: RuntimeError: device lost"]
+    assert cases == [sooner]
+    # Run again, it goes on from there.
+    expected = attack.run(BEHAVIORS[:1], target, MATERIAL, 0)
+    assert attack.run(BEHAVIORS[:1], kept, MATERIAL, 0) == expected
+    assert "errors" not in expected[0].metadata
+
+
+def test_the_steps_of_a_run_stay_in_its_folder(target: Target, tmp_path: Path) -> None:
+    (case,) = GCGAnswer(**SMALL).run(BEHAVIORS[:1], replace(target, progress=tmp_path), MATERIAL, 0)
+    (file,) = tmp_path.glob("gcg_answer-*.jsonl")
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [behavior for behavior, _ in lines] == ["b0"] * 7
+    steps = [step for _, step in lines]
+    assert [step["loss"] for step in steps] == case.metadata["losses"]
+    assert [step["flops"] for step in steps] == case.metadata["step_flops"]
+    assert sum(case.metadata["step_flops"]) == case.metadata["flops"]
+    assert case.metadata["suffix_ids"] in [step["ids"] for step in steps]
+    assert all(step["seconds"] > 0 and len(step["ids"]) == 4 for step in steps)
 
 
 def test_gcg_pivot_wants_a_safe_pivot(target: Target) -> None:

@@ -35,5 +35,17 @@ def test_loss(tmp_path):
     for case in (("full", 0.0), ("full", 0.5), ("rows", 0.0)):
         for name in ("products", "naive", "authors", *ours):
             assert rows[*case, name]["seconds"] > 0 and "failed" not in rows[*case, name]
-            assert rows[*case, name]["bytes"] > 0
+            assert rows[*case, name]["bytes"] >= rows[*case, name]["scratch_bytes"] > 0
+        gradients = 4 * 64 * (128 + (1000 if case[0] == "full" else 0))
+        plain = rows[*case, "naive"]
+        assert plain["bytes"] - plain["scratch_bytes"] >= gradients
     assert rows["full", 0.5, "chunked"]["bytes"] < rows["full", 0.0, "authors"]["bytes"] / 2
+    read, plain = found["reading"]
+    assert (read["way"], plain["way"]) == ("read_pivots", "naive")
+    assert read["difference"] < 1e-4 and read["seconds"] > 0 and read["bytes"] < plain["bytes"]
+
+
+def test_quick_numbers_do_not_take_the_place_of_published_ones(tmp_path):
+    command = [sys.executable, str(BENCHMARKS / "loss.py"), "--quick"]
+    refused = subprocess.run(command, capture_output=True, text=True)
+    assert refused.returncode == 2 and "--quick: expected --out" in refused.stderr

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -212,6 +213,42 @@ def test_advbench_against_jailbreakbench_finds_what_its_authors_say_they_took() 
         for j, other in enumerate(evaluation)
         if jaccard(one, other, 2) >= 0.5
     }
+
+
+@pytest.mark.skipif(
+    not all((DATA / name).is_dir() for name in ("jailbreakbench", "advbench", "strongreject")),
+    reason=f"no benchmarks' files in {DATA}; name the folder in R2D_BENCHMARK_DATA",
+)
+def test_the_pages_tables_are_what_the_script_makes() -> None:
+    command = [sys.executable, "experiments/advbench_overlap.py", str(DATA)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    page = (ROOT / "book" / "training_data.md").read_text().replace("**", "").casefold()
+    page = re.sub(r" \{cite:p\}`\w+`", "", page)
+    lines = [line for line in done.stdout.casefold().splitlines() if line]
+    rows = [line for line in lines if cells(line)[-1].isdigit()]
+    tabled = [row for row in rows if row.count("|") > 4]
+    assert len(tabled) == 3 + 7 + 5
+    for row in tabled:
+        assert row in page, row
+    # In sentences: near duplicates within AdvBench, and what the n-gram rule does by itself.
+    near, alone = rows[:3], [row for row in rows if row.count("|") == 4]
+    (at_8, at_6, at_5), by_itself = ([cells(row)[1] for row in some] for some in (near, alone))
+    assert f"at that threshold {at_8} of advbench's 520 prompts are near duplicates" in page
+    assert f"at 0.6 it is {at_6}, at 0.5 it is {at_5}" in page
+    assert f"by itself finds {cells(alone[0])[2]} of the 18" in page
+    assert f"leave out {by_itself[1]} prompts at 0.6 and {by_itself[2]} at 0.5" in page
+
+
+def cells(row: str) -> list[str]:
+    return [cell.strip() for cell in row.strip("|").split("|")]
+
+
+def test_the_script_of_the_pages_tables_says_what_is_missing(tmp_path: Path) -> None:
+    command = [sys.executable, "experiments/advbench_overlap.py", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "expected one file harmful_behaviors.csv in it, found 0" in done.stderr
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
 
 import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
 from tiny_models import tiny_model
 
 from r2d_core.attacks import ATTACKS, make_attack
+from r2d_core.attacks.gcg import GCGTransfer
 from r2d_core.generation import Request
 from r2d_core.pivots import expand_vocabulary
 from r2d_core.records import Behavior, Completion
@@ -19,10 +24,12 @@ from r2d_core.toy.field import (
     ATTACKED,
     SETTINGS,
     STRIPPED,
+    TEST,
     WHY_NOT,
     _budgets,
     better_than_asking,
     measure_field_attacks,
+    surrogate_of,
 )
 from r2d_core.toy.language import make_language
 from r2d_core.toy.measure import Measurement
@@ -90,8 +97,45 @@ def test_findings_name_every_attack_once():
     assert "- **pair** beats it on r2d and refusal." in said
     beaten, _, others = said.partition("On no method with this budget")
     assert "tap" not in beaten and "autodan" not in beaten and "pair" not in others
-    assert "- **tap** (r2d 1 and 20 of 48). More than" in others
-    assert "- **autodan** (r2d 5 and 0 of 12). It breeds" in others
+    assert "- **tap** (r2d 1 and 20 of 48). It is ahead of asking nowhere.\n" in others
+    assert "- **autodan** (r2d 5 and 0 of 12). It is ahead of asking somewhere, by too" in others
+    assert "tell it from chance. It breeds" in others
+    missing = others.rpartition("Not tried when these tables were made: ")[2].rstrip(".")
+    assert set(missing.split(", ")) == set(ATTACKED) - {"direct", "pair", "tap", "autodan"}
+
+
+def test_findings_say_whose_suffix_serves_all():
+    columns = ["attack", "method", "n", "only_attack", "only_direct", "p_value", "p_holm"]
+    rows = [(name, "r2d", 48, 20, 1, 1e-5, 1e-4) for name in ATTACKED if name != "direct"]
+    said = better_than_asking(pd.DataFrame(rows, columns=columns))
+    assert "gcg_multi and gcg_transfer: one suffix a seed serves all requests" in said
+    assert "Not tried" not in said and "On no method" not in said
+
+
+def test_transfer_is_from_another_method():
+    methods = ["refusal", "refusal_recovery", "r2d"]
+    assert [surrogate_of(m, methods) for m in methods] == ["refusal_recovery", "refusal", "refusal"]
+    assert surrogate_of("r2d", ["r2d"]) is None
+
+
+TABLES = Path(__file__).parents[1] / "book" / "attacks"
+
+
+@pytest.mark.xfail(strict=True, reason="the tables are older than some attacks; to be made anew")
+def test_every_attack_is_in_the_tables():
+    tests = pd.read_csv(TABLES / "field_tests.csv")
+    assert set(ATTACKED) - {"direct"} == set(tests["attack"])
+
+
+@pytest.mark.xfail(strict=True, reason="the tables were made from changed files; to be made anew")
+def test_the_tables_were_made_from_a_commit():
+    assert json.loads((TABLES / "field.json").read_text())["dirty"] is False
+
+
+@pytest.mark.xfail(strict=True, reason="the tables' record lacks them; to be made anew")
+def test_the_tables_record_says_how_they_were_made():
+    record = json.loads((TABLES / "field.json").read_text())
+    assert record.get("test") == TEST and record.get("settings") == SETTINGS
 
 
 def test_reasons_are_given_for_attacks_that_are_run():
@@ -112,7 +156,7 @@ def test_budgets_are_of_first_successes_over_all_seeds():
     assert _budgets({}).startswith("attack,method,budget")
 
 
-def test_measured_with_models_of_a_grid(tmp_path):
+def test_measured_with_models_of_a_grid(tmp_path, monkeypatch):
     tokenizer = make_tokenizer(LANGUAGE)
     model = tiny_model("word", tokenizer)
     expand_vocabulary(model, tokenizer)
@@ -120,6 +164,8 @@ def test_measured_with_models_of_a_grid(tmp_path):
         folder = tmp_path / method / "training" / "seed0" / "model"
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+        with torch.no_grad():
+            model.get_output_embeddings().weight.mul_(1.5)  # the next is another model
     options = {
         "models_dir": str(tmp_path),
         "partition": "development",
@@ -128,14 +174,23 @@ def test_measured_with_models_of_a_grid(tmp_path):
         "world_seed": 0,
         "output_dir": tmp_path / "out",
     }
-    names = ["direct", "pair", "zero_shot", "pivot_text", "forged_prompt", STRIPPED]
+    names = ["direct", "pair", "zero_shot", "pivot_text", "forged_prompt", "gcg_transfer", STRIPPED]
+    monkeypatch.setitem(SETTINGS, "gcg_transfer", {"steps": 1, "candidates": 4, "init": "please"})
+    made_on = []
+    run = GCGTransfer.run
+
+    def noting(self, behaviors, target, material, seed):
+        made_on.append((target.model, [surrogate.model for surrogate in target.surrogates]))
+        return run(self, behaviors, target, material, seed)
+
+    monkeypatch.setattr(GCGTransfer, "run", noting)
     table = measure_field_attacks(["refusal", "r2d"], names, [0], **options)
     asked = {method: set(some["attack"]) for method, some in table.groupby("method")}
     assert asked == {"r2d": set(names), "refusal": set(names) - {"forged_prompt"}}
     queries = table[table["scope"] == "whole"].set_index(["attack", "method"])["queries"]
     assert (queries["direct"] == 1).all() and (queries["pair"] > 1).all()
     tests = pd.read_csv(tmp_path / "out" / "field_tests.csv")
-    assert len(tests) == 9 and set(tests["n"]) == {3} and (tests["p_holm"] == 1).all()
+    assert len(tests) == 11 and set(tests["n"]) == {3} and (tests["p_holm"] == 1).all()
     curves = pd.read_csv(tmp_path / "out" / "field_budgets.csv")
     assert set(curves["attack"]) == {"pair"}
     of_pair = curves[curves["attack"] == "pair"].groupby("method")
@@ -146,3 +201,13 @@ def test_measured_with_models_of_a_grid(tmp_path):
     again = measure_field_attacks(["refusal", "r2d"], names, [0], **options)
     pd.testing.assert_frame_equal(again, table)
     assert not list((tmp_path / "out").rglob("*-progress"))
+    # By transfer: made on the other method's model, never on the one that is attacked.
+    for (attacked, surrogates), of in zip(made_on, ("r2d", "refusal"), strict=True):
+        (surrogate,) = surrogates
+        theirs = load_file(tmp_path / of / "training" / "seed0" / "model" / "model.safetensors")
+        assert torch.equal(surrogate.lm_head.weight, theirs["lm_head.weight"])
+        assert not torch.equal(surrogate.lm_head.weight, attacked.lm_head.weight)
+    for method in ("refusal", "r2d"):
+        (steps,) = (tmp_path / "out" / "measured" / f"{method}-seed0" / "steps").iterdir()
+        lines = [json.loads(line)[1] for line in steps.read_text().splitlines()]
+        assert len(lines) == 2 and {"ids", "loss", "seconds", "flops"} <= set(lines[0])

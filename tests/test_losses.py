@@ -7,17 +7,22 @@ import math
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from r2d_core.errors import InputError
-from r2d_core.kernels import KERNELS, chunked_loss, read_pivots
+from r2d_core.kernels import KERNELS, chunked_loss, fused, read_pivots
+from r2d_core.kernels.chunked import torch_scratch
+from r2d_core.kernels.fused import logits_buffer
 from r2d_core.losses import r2d_loss
+from r2d_core.pivots import PivotIds
 
 # A row of logits ends in padding that nobody initialises: NumPy, the interpreter's, warns of it.
 pytestmark = pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning:triton")
@@ -59,6 +64,20 @@ def naive(
     return total
 
 
+def hits(hidden, weight, targets, softcap=None):
+    """Of each class: how often its pivot beats the two others, and how often all tokens."""
+    logits = hidden @ weight.T
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    correct, greedy = [0, 0, 0], [0, 0, 0]
+    for z, y in zip(logits, targets.tolist(), strict=True):
+        if y not in IDS or not all(z[y] > z[rival] for rival in IDS if rival != y):
+            continue
+        correct[IDS.index(y)] += 1
+        greedy[IDS.index(y)] += int(z[y] == z.max())
+    return correct, greedy
+
+
 def problem(n=13, h=7, v=11, seed=0, dtype=torch.float64, ignored=0.3):
     generator = torch.Generator().manual_seed(seed)
     hidden = torch.randn(n, h, generator=generator, dtype=torch.float64).to(dtype)
@@ -84,7 +103,7 @@ def gradients(value, *inputs):
     contrast=st.sampled_from(["paper", "all"]),
     pivot_weight=st.sampled_from([0.0, 1.0, 2.5]),
     pivot_ce_weight=st.sampled_from([0.0, 1.0, 4.0]),
-    softcap=st.sampled_from([None, 1.5]),
+    softcap=st.sampled_from([None, 1.3]),
 )
 def test_value_and_gradients_follow_the_definition(
     impl, n, h, v, seed, ignored, contrast, pivot_weight, pivot_ce_weight, softcap
@@ -108,6 +127,9 @@ def test_value_and_gradients_follow_the_definition(
     contrast_only = naive(hidden, weight, targets, contrast=contrast, softcap=softcap) - plain
     torch.testing.assert_close(actual.pivot, contrast_only.detach(), rtol=1e-12, atol=1e-12)
     assert actual.pivot_by_class.sum() == actual.pivot
+    assert (actual.correct.tolist(), actual.greedy.tolist()) == hits(
+        hidden, weight, targets, softcap
+    )
 
 
 @pytest.mark.parametrize("impl", FUSED)
@@ -203,6 +225,14 @@ def test_nothing_to_learn_is_a_connected_zero(impl):
     assert loss.pivot_accuracy.isnan().all()
 
 
+@pytest.mark.parametrize("nought", [0, torch.tensor(0)])
+@pytest.mark.parametrize("impl", IMPLS)
+def test_nothing_to_learn_in_a_whole_window(impl, nought):
+    hidden, weight, targets = problem(ignored=1.0)
+    counts = {"n_items": nought, "class_counts": nought + torch.zeros(3, dtype=torch.int64)}
+    assert r2d_loss(hidden, weight, targets, PIVOTS, impl=impl, **counts).total == 0
+
+
 @pytest.mark.parametrize("class_", [0, 1, 2])
 @pytest.mark.parametrize("impl", IMPLS)
 def test_one_class_alone(impl, class_):
@@ -216,17 +246,19 @@ def test_one_class_alone(impl, class_):
 
 @pytest.mark.parametrize("impl", IMPLS)
 def test_what_counts_as_right(impl):
-    # One row each: right and highest; right among pivots only; wrong; a tie between pivots.
-    hidden = torch.eye(4, dtype=torch.float64)
-    weight = torch.zeros(7, 4, dtype=torch.float64)
-    weight[3, :] = torch.tensor([5.0, 5.0, 1.0, 5.0])
-    weight[1, :] = torch.tensor([1.0, 1.0, 5.0, 5.0])
+    # One row each: right and highest; right among pivots only; wrong; a tie between pivots; beats
+    # the opposite but not [RETHINK].
+    hidden = torch.eye(5, dtype=torch.float64)
+    weight = torch.zeros(7, 5, dtype=torch.float64)
+    weight[3, :] = torch.tensor([5.0, 5.0, 1.0, 5.0, 5.0])
+    weight[1, :] = torch.tensor([1.0, 1.0, 5.0, 5.0, 1.0])
+    weight[5, 4] = 6.0
     weight[0, 1] = 9.0
-    targets = torch.tensor([3, 3, 3, 3])
+    targets = torch.tensor([3, 3, 3, 3, 3])
     loss = r2d_loss(hidden, weight, targets, PIVOTS, impl=impl)
     assert loss.correct.tolist() == [2, 0, 0]
     assert loss.greedy.tolist() == [1, 0, 0]
-    assert loss.pivot_accuracy[0] == 0.5 and loss.pivot_accuracy[1:].isnan().all()
+    assert loss.pivot_accuracy[0] == 0.4 and loss.pivot_accuracy[1:].isnan().all()
 
 
 @pytest.mark.parametrize("impl", IMPLS)
@@ -305,33 +337,61 @@ def test_no_gradient_wanted(impl):
     torch.testing.assert_close(total, naive(hidden, weight, targets).detach())
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("contrast", ["paper", "all"])
-def test_error_is_at_most_one_and_a_half_times_the_plain_loss(dtype, contrast):
-    errors = {impl: [0.0, 0.0] for impl in IMPLS}
+def check_errors(dtype, impls, *, upstream=1.0, **options):
+    """Of the gradients, against float64: at most half as much again as the plain loss's own."""
+    errors = {impl: [0.0, 0.0] for impl in ["reference", *impls]}
     for seed in range(3):
         hidden, weight, targets = problem(200, 64, 96, seed, dtype)
         exact_inputs = [x.detach().double().requires_grad_() for x in (hidden, weight)]
-        exact = gradients(naive(*exact_inputs, targets, contrast=contrast), *exact_inputs)
-        for impl in IMPLS:
-            total = r2d_loss(hidden, weight, targets, PIVOTS, contrast=contrast, impl=impl).total
+        exact = gradients(upstream * naive(*exact_inputs, targets, **options), *exact_inputs)
+        for impl in errors:
+            total = r2d_loss(hidden, weight, targets, PIVOTS, impl=impl, **options).total
             assert total.dtype == torch.float32
-            for k, grad in enumerate(gradients(total, hidden, weight)):
+            for k, grad in enumerate(gradients(upstream * total, hidden, weight)):
                 assert grad.dtype == dtype
                 errors[impl][k] += float((grad.double() - exact[k]).norm())
-    for impl in FUSED:
+    for impl in impls:
         for plain, ours in zip(errors["reference"], errors[impl], strict=True):
-            assert ours <= 1.5 * plain, impl
+            assert ours <= 1.5 * plain, (impl, errors)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("contrast", ["paper", "all"])
+def test_error_is_at_most_one_and_a_half_times_the_plain_loss(dtype, contrast):
+    check_errors(dtype, FUSED, contrast=contrast)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_error_of_a_sum_over_many_chunks(monkeypatch, dtype):
+    """The weight's gradient is summed in float32, whatever it is rounded to at the end."""
+    monkeypatch.setattr("r2d_core.kernels.fused.CPU_CHUNK_BYTES", 2048)
+    chunk = logits_buffer(
+        torch.empty(0, 64, dtype=dtype), 100, 96, 1, torch_scratch(dtype, False), None
+    )
+    assert len(chunk) <= 100 / 16
+    check_errors(dtype, ["chunked"])
+
+
+@pytest.mark.parametrize("chunk_bytes", [2048, 10**6])
+@pytest.mark.parametrize("upstream", [1 / 3, 1.0039, 3.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_upstream_gradient_is_not_rounded(monkeypatch, dtype, upstream, chunk_bytes):
+    monkeypatch.setattr("r2d_core.kernels.fused.CPU_CHUNK_BYTES", chunk_bytes)
+    check_errors(dtype, ["chunked"], upstream=upstream)
+
+
+@pytest.mark.parametrize("softcap", [None, 500.0])
 @pytest.mark.parametrize("impl", FUSED)
-def test_small_margin_survives_bfloat16(impl):
+def test_small_margin_survives_bfloat16(impl, softcap):
     """Two nearly equal pivot rows: their difference is far below the logits' rounding."""
     hidden = torch.full((1, 64), 4.0, dtype=torch.bfloat16, requires_grad=True)
     weight = torch.ones(6, 64, dtype=torch.bfloat16)
     weight[3, 0] += 2**-7
-    loss = r2d_loss(hidden, weight, torch.tensor([3]), PIVOTS, impl=impl)
-    assert loss.pivot.item() == pytest.approx(math.log1p(math.exp(-(2**-5))), rel=1e-5)
+    loss = r2d_loss(hidden, weight, torch.tensor([3]), PIVOTS, softcap=softcap, impl=impl)
+    margin = 2**-5
+    if softcap is not None:
+        margin = softcap * (math.tanh((256 + margin) / softcap) - math.tanh(256 / softcap))
+    assert loss.pivot.item() == pytest.approx(math.log1p(math.exp(-margin)), rel=1e-5)
 
 
 @pytest.mark.parametrize("impl", IMPLS)
@@ -342,6 +402,55 @@ def test_autocast_computes_in_its_dtype_and_returns_gradients_in_theirs(impl):
     expected = r2d_loss(hidden.bfloat16(), weight.bfloat16(), targets, PIVOTS, impl=impl).total
     assert total == expected
     assert [grad.dtype for grad in gradients(total, hidden, weight)] == [torch.float32] * 2
+
+
+def under_autocast(hidden, weight, targets, **options):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        return r2d_loss(hidden, weight, targets, PIVOTS, **options).total
+
+
+@pytest.mark.parametrize("impl", ["reference", "chunked"])
+def test_autocast_leaves_float64_alone(impl):
+    hidden, weight, targets = problem()
+    expected = r2d_loss(hidden, weight, targets, PIVOTS, impl=impl).total
+    assert torch.equal(under_autocast(hidden, weight, targets, impl=impl), expected)
+    with pytest.raises(InputError, match="weight: expected torch.float64 like hidden"):
+        under_autocast(hidden, weight.float(), targets, impl=impl)
+
+
+@pytest.mark.parametrize("mode", ["none", "rows"])
+def test_under_autocast_no_copy_of_a_frozen_weight(monkeypatch, mode):
+    monkeypatch.setattr("r2d_core.kernels.fused.CPU_CHUNK_BYTES", 2**16)
+    hidden, weight, targets = problem(20, 64, 3000, dtype=torch.float32)
+    weight = weight.detach()
+    options = {"weight_grad": mode}
+    if mode == "rows":
+        rows = torch.tensor([3, 8, 1])
+        options |= {"rows": rows, "row_values": weight[rows].clone().requires_grad_()}
+    inputs = [hidden, *([options["row_values"]] if mode == "rows" else [])]
+    for _ in range(2):
+        with Largest() as largest:
+            found = torch.autograd.grad(under_autocast(hidden, weight, targets, **options), inputs)
+        # Nor the logits of all rows at once, which are the rest of what is large here.
+        assert largest.elements <= 2**16 / 2 < weight.numel() / 4
+    wanted = torch.autograd.grad(
+        under_autocast(hidden, weight, targets, impl="reference", **options), inputs
+    )
+    for ours, plain in zip(found, wanted, strict=True):
+        assert ours.dtype == torch.float32
+        assert (ours - plain).norm() <= 2e-2 * plain.norm()
+
+
+@pytest.mark.parametrize("mode", ["full", "rows"])
+def test_under_autocast_a_float32_gradient_is_not_rounded_to_bfloat16(mode):
+    hidden, weight, targets = problem(dtype=torch.float32)
+    trained, options = weight, {}
+    if mode == "rows":
+        trained = weight.detach()[:3].clone().requires_grad_()
+        options = {"weight_grad": "rows", "rows": torch.arange(3), "row_values": trained}
+    total = under_autocast(hidden, weight, targets, **options) / 3
+    gradient = torch.autograd.grad(total, trained)[0]
+    assert not torch.equal(gradient, gradient.bfloat16().float())
 
 
 @pytest.mark.parametrize("ignored", [0.0, 0.5])
@@ -371,14 +480,21 @@ def test_triton_on_odd_shapes(monkeypatch, shape, dtype):
     monkeypatch.setattr("r2d_core.kernels.triton.BLOCK_V", 256)
     hidden, weight, targets = problem(*shape, dtype=dtype, ignored=0.2)
     targets[0] = IDS[0]
-    results = {}
-    for impl in ("reference", "triton"):
-        loss = r2d_loss(hidden, weight, targets, PIVOTS, softcap=3.0, impl=impl)
-        results[impl] = [loss.total, *gradients(loss.total, hidden, weight)]
-    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
-    for ours, plain in zip(results["triton"], results["reference"], strict=True):
-        error = (ours.double() - plain.double()).norm() / plain.double().norm().clamp(min=1e-6)
-        assert error <= tolerance
+
+    def found(impl, *inputs):
+        total = r2d_loss(*inputs, targets, PIVOTS, softcap=3.3, impl=impl).total
+        return [each.double() for each in (total, *gradients(total, *inputs))]
+
+    exact = found("reference", *(x.detach().double().requires_grad_() for x in (hidden, weight)))
+    rounding = torch.finfo(dtype).eps / 2  # of a single number, where the plain loss has luck
+    for ours, plain, true in zip(
+        found("triton", hidden, weight), found("reference", hidden, weight), exact, strict=True
+    ):
+        if dtype == torch.float64:
+            torch.testing.assert_close(ours, true, rtol=1e-12, atol=1e-12)
+        else:
+            own = (plain - true).norm() + rounding * true.norm()
+            assert (ours - true).norm() <= 1.5 * own
 
 
 @pytest.mark.parametrize("impl", FUSED)
@@ -396,6 +512,17 @@ def test_compiled_around(impl):
         strict=True,
     ):
         torch.testing.assert_close(got, want, rtol=0, atol=0)
+
+
+def test_a_compiler_takes_the_fused_loss_as_it_is():
+    assert fused._apply._torchdynamo_disable
+
+
+def test_numpy_numbers_are_numbers():
+    hidden, weight, targets = problem()
+    ids = SimpleNamespace(**{name: np.int64(getattr(PIVOTS, name)) for name in vars(PIVOTS)})
+    total = r2d_loss(hidden, weight, targets, ids, n_items=np.int64(30)).total
+    assert total == r2d_loss(hidden, weight, targets, PIVOTS, n_items=30).total
 
 
 def test_triton_needs_a_gpu_and_says_so(monkeypatch):
@@ -427,8 +554,22 @@ def test_pivots_are_read_as_from_the_logits(impl, softcap, chunk_bytes, monkeypa
 
 def test_reading_names_bad_input():
     hidden, weight, _ = problem()
-    with pytest.raises(InputError, match=r"pivots: expected three ids from 0 to 10 .*\(3, 1, 11\)"):
-        read_pivots(hidden, weight, (3, 1, 11))
+    for pivots, shown in (
+        ((3, 1, 11), r"\(3, 1, 11\)"),
+        ((3, 1, 5.0), r"\(3, 1, 5.0\)"),
+        ((3, 1), r"\(3, 1\)"),
+        (PivotIds(3, 1, 5, 6, 7), r"PivotIds\(safe=3"),
+    ):
+        with pytest.raises(InputError, match=f"pivots: expected three ids from 0 to 10 .*{shown}"):
+            read_pivots(hidden, weight, pivots)
+    for softcap in (0.0, -1.0, math.inf, math.nan, "30"):
+        with pytest.raises(InputError, match="softcap: expected None or a finite number above 0"):
+            read_pivots(hidden, weight, IDS, softcap=softcap)
+    with pytest.raises(InputError, match="chunk_bytes: expected None or 1 or more, got -3"):
+        read_pivots(hidden, weight, IDS, chunk_bytes=-3)
+    numpy_ids = np.array(IDS)
+    expected = read_pivots(hidden, weight, IDS).log_probs
+    assert torch.equal(read_pivots(hidden, weight, list(numpy_ids)).log_probs, expected)
     with pytest.raises(InputError, match="weight: expected torch.float64"):
         read_pivots(hidden, weight.float(), IDS)
     with pytest.raises(InputError, match="unknown impl 'tritn'"):
@@ -450,21 +591,126 @@ def test_the_kernels_compile_for_the_gpus_they_are_for():
         for target in (80, 90)
     }
     for each in kernels:
+        assert each["softcap"] == "fp64", each
         assert each["spilled_bytes"] <= (16 if each["constants"]["SOFTCAP"] else 0), each
         if each["kernel"] == "row_kernel":
             assert each["wide_loads"] and each["wide_stores"] and not each["narrow_stores"], each
 
 
+def test_triton_launches_where_the_tensors_are(monkeypatch):
+    """Not on the current device: each launch is made with that of a tensor of its own current."""
+    devices_of, launches = [], []
+
+    @contextmanager
+    def device_of(tensor):
+        devices_of.append(tensor)
+        yield
+        devices_of.pop()
+
+    class Watched:
+        def __init__(self, name):
+            self.name, self.kernel = name, getattr(triton_kernels, name)
+
+        def __getitem__(self, grid):
+            def launch(*arguments, **options):
+                (current,) = devices_of
+                assert current is arguments[0]
+                launches.append(self.name)
+                self.kernel[grid](*arguments, **options)
+
+            return launch
+
+    from r2d_core.kernels import triton_kernels
+
+    names = ["row_kernel", "contrast_kernel", "readout_kernel"]
+    for name in names:
+        monkeypatch.setattr(triton_kernels, name, Watched(name))
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    hidden, weight, targets = problem()
+    r2d_loss(hidden, weight, targets, PIVOTS, impl="triton")
+    read_pivots(hidden, weight, IDS, impl="triton")
+    assert set(launches) == set(names)
+
+
+def test_auto_is_chunked_without_a_gpu_and_runs_without_autocast(monkeypatch):
+    def chunked(*tensors, **settings):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return chunked_loss(*tensors, **settings)
+
+    seen = []
+    monkeypatch.setitem(KERNELS, "chunked", chunked)
+    r2d_loss(*problem(), PIVOTS)
+    under_autocast(*problem(dtype=torch.float32))
+    assert seen == [False, False]
+
+
+def test_fused_loss_says_where_it_does_not_run():
+    hidden, weight = torch.zeros(13, 7, device="meta"), torch.zeros(11, 7, device="meta")
+    with pytest.raises(NotImplementedError, match="cpu and cuda.* on meta; use impl='reference'"):
+        chunked_loss(
+            hidden,
+            weight,
+            problem()[2],
+            None,
+            pivot_weight=1.0,
+            contrast="paper",
+            pivot_ce_weight=1.0,
+            softcap=None,
+            n_valid=13,
+            n_items=torch.tensor(13),
+            class_counts=torch.ones(3),
+            weight_grad="full",
+            rows=None,
+            row_values=None,
+        )
+
+
+class Largest(torch.utils._python_dispatch.TorchDispatchMode):
+    """The number of elements of the largest tensor that was made."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.elements = max(self.elements, result.numel())
+        return result
+
+
+def peak_bytes(call):
+    """The most that was allocated at one time during the call."""
+    activity = torch.profiler.ProfilerActivity.CPU
+    with torch.profiler.profile(activities=[activity], profile_memory=True) as profiler:
+        call()
+    events = profiler.profiler.kineto_results.events()
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    held = highest = 0
+    for _, change in changes:
+        held += change
+        highest = max(highest, held)
+    return highest
+
+
+@pytest.mark.parametrize("softcap", [None, 30.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bytes_at_a_time_are_kept_to(monkeypatch, dtype, softcap):
+    budget = 2**21
+    monkeypatch.setattr("r2d_core.kernels.fused.CPU_CHUNK_BYTES", budget)
+    hidden, weight, targets = problem(512, 4, 4000, dtype=dtype)
+    weight = weight.detach()
+
+    def step():
+        r2d_loss(hidden, weight, targets, PIVOTS, softcap=softcap, impl="chunked").total.backward()
+
+    def read():
+        read_pivots(hidden, weight, IDS, softcap=softcap, impl="chunked")
+
+    for call in (step, read):
+        call()
+        assert 0.8 * budget < peak_bytes(call) < 1.1 * budget, call
+
+
 def test_chunked_never_holds_the_logits():
-    class Largest(torch.utils._python_dispatch.TorchDispatchMode):
-        elements = 0
-
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            result = function(*args, **(kwargs or {}))
-            if isinstance(result, torch.Tensor):
-                self.elements = max(self.elements, result.numel())
-            return result
-
     hidden, weight, targets = problem(n=500, h=2, v=100, dtype=torch.float32)
     options = {"pivot_weight": 1.0, "contrast": "paper", "pivot_ce_weight": 1.0, "softcap": None}
     with Largest() as largest:
@@ -509,8 +755,28 @@ ROWS = torch.tensor([1])
         ({"contrast": "both"}, "contrast: expected one of 'paper', 'all', got 'both'"),
         ({"weight_grad": "some"}, "weight_grad: expected one of"),
         ({"impl": "chunk"}, "unknown impl 'chunk', did you mean 'chunked'"),
-        ({"softcap": 0.0}, "softcap: expected None or a number above 0, got 0.0"),
-        ({"softcap": "30"}, "softcap: expected None or a number above 0, got '30'"),
+        ({"softcap": 0.0}, "softcap: expected None or a finite number above 0, got 0.0"),
+        ({"softcap": "30"}, "softcap: expected None or a finite number above 0, got '30'"),
+        ({"softcap": math.inf}, "softcap: expected None or a finite number above 0, got inf"),
+        ({"pivot_weight": math.nan}, "pivot_weight: expected a finite number, got nan"),
+        ({"pivot_ce_weight": math.inf}, "pivot_ce_weight: expected a finite number, got inf"),
+        ({"pivots": 3}, "pivots: expected PivotIds or None, got 3; make them with PivotIds.from"),
+        ({"pivots": SimpleNamespace(safe=3, unsafe=1.0, rethink=5)}, "pivots: .* unsafe=1.0,"),
+        ({"weight": torch.zeros(11, 7, dtype=torch.float64, device="meta")}, "weight: .*is meta"),
+        ({"targets": torch.zeros(13, dtype=torch.int64, device="meta")}, "targets: .*is meta"),
+        ({"n_items": torch.zeros(13, device="meta")}, "n_items: expected on cpu or .*is meta"),
+        (
+            {"weight_grad": "rows", "rows": ROWS.to("meta")},
+            "rows: expected on cpu like weight or on the CPU, is meta",
+        ),
+        (
+            {"weight_grad": "rows", "rows": ROWS, "row_values": torch.zeros(1, 7, device="meta")},
+            "row_values: expected .* on cpu like weight, got .* on meta",
+        ),
+        (
+            {"weight_grad": "rows", "rows": ROWS, "row_values": torch.zeros(1, 7).long()},
+            "row_values: expected floating point numbers, got torch.int64",
+        ),
         ({"row_values": torch.zeros(1, 7)}, "row_values: expected with weight_grad='rows'"),
         (
             {"weight_grad": "rows", "rows": ROWS, "row_values": torch.zeros(2, 7)},
@@ -526,7 +792,18 @@ ROWS = torch.tensor([1])
         ({"weight_grad": "rows", "rows": ROWS.expand(2)}, "rows: expected different ids"),
         ({"weight_grad": "rows", "rows": [1]}, "rows: expected a 1-d int64 tensor"),
         ({"n_items": -1}, "n_items: expected counts of 0 or more, got -1"),
+        ({"n_items": math.nan}, "n_items: expected counts of 0 or more, got nan"),
+        ({"n_items": math.inf}, "n_items: expected counts of 0 or more, got inf"),
+        ({"n_items": True}, "n_items: expected counts of 0 or more, got True"),
+        ({"n_items": torch.tensor(-5)}, "n_items: expected counts of 0 or more, got -5"),
+        ({"n_items": 0}, r"n_items: expected counts over the whole window, at least .*\d, got 0"),
+        ({"n_items": 2}, r"n_items: expected counts over the whole window, at least .*\d, got 2"),
+        (
+            {"targets": torch.full((13,), 3), "class_counts": [12, 0, 0]},
+            r"class_counts: expected counts over .* own \[13, 0, 0\], got \[12, 0, 0\]",
+        ),
         ({"class_counts": [1, 2]}, r"class_counts: expected three counts, got shape \[2\]"),
+        ({"class_counts": 3}, r"class_counts: expected three counts, got shape \[\]"),
     ],
 )
 def test_bad_input_is_named(change, message):

@@ -167,6 +167,10 @@ def test_nothing_to_measure_is_said(checkpoint: Path, tmp_path: Path) -> None:
         attack(checkpoint, tmp_path / "c", method="refusal", **only)
     with pytest.raises(InputError, match="n_gradient=0"):
         attack(checkpoint, tmp_path / "c", attacks=["gcg_pivot"], n_gradient=0)
+    for surrogate in (None, checkpoint):  # the model itself is no other model
+        with pytest.raises(InputError, match="made on another model than the one it attacks"):
+            transfer = {"attacks": ["gcg_transfer"], "attack_settings": {}, "surrogate": surrogate}
+            attack(checkpoint, tmp_path / "d", **transfer)
     assert not (tmp_path / "c").exists()
 
 

@@ -74,7 +74,7 @@ def test_scripts_and_notebooks_declare_what_they_import():
 
 def test_every_requirement_is_pinned_to_a_version_it_allows():
     pins = constraints()
-    for requirement in [*CORE, *EXTRAS["book"], *EXTRAS["dev"]]:
+    for requirement in [*CORE, *EXTRAS["book"], *EXTRAS["dev"], *EXTRAS["bench"]]:
         version = pins.get(canonicalize_name(requirement.name))
         assert version is not None, f"{requirement.name} is missing in constraints.txt"
         assert requirement.specifier.contains(version), f"{requirement} but {version} is pinned"

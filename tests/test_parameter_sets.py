@@ -15,6 +15,7 @@ import yaml
 from tiny_models import CORPUS, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig
 
+from r2d_core.anchor import is_benign
 from r2d_core.authors_recipe import authors_row
 from r2d_core.datasets import read_report
 from r2d_core.errors import InputError
@@ -150,6 +151,34 @@ def test_what_the_model_is_evaluated_on_is_not_trained_on(tmp_path, monkeypatch,
         train_parameter_set(missing, tmp_path / "other")
 
 
+def test_the_base_is_kept_on_what_is_not_named_harmful(tmp_path):
+    """`kl_weight` from a file: with it, and to the end, for all but the named instruction."""
+    table = tmp_path / "harmful.csv"
+    table.write_text(f'goal,target\n"{CORPUS[0]}",Sure\n')
+    settings = {"max_steps": 2, "batch_size": 2, "kl_weight": 0.5, "logging_steps": 1}
+    ours = read_parameter_set(written(tmp_path, train=settings, harmful=[str(table)]))
+    result = train_parameter_set(ours, tmp_path / "out")
+    assert result.metrics["kl_to_base"] >= 0
+    assert dataclasses.replace(ours, recipe="paper").train_config("x", 1).kl_weight == 0
+    table.write_text("goal,target\nsomething else,Sure\n")
+    with pytest.raises(InputError, match=r"harmful: none of the 1 prompts of .*harmful\.csv"):
+        train_parameter_set(ours, tmp_path / "other")
+
+
+def test_rows_are_benign_but_for_the_instructions_of_the_files(tmp_path, monkeypatch):
+    seen = recorded(monkeypatch)
+    table = tmp_path / "harmful.csv"
+    table.write_text(f'goal,target\n"{CORPUS[0]}",Sure\n')
+    settings = {"max_steps": 2, "kl_weight": 0.5}
+    changes = {"train": settings, "harmful": [str(table)], "held_out": 0}
+    train_parameter_set(read_parameter_set(written(tmp_path, **changes)), tmp_path / "out")
+    named = [
+        CORPUS[0] in seen["tokenizer"].decode(row["input_ids"]) and not is_benign(row)
+        for row in seen["rows"]
+    ]
+    assert sum(named) == 2 and sum(map(is_benign, seen["rows"])) == 8
+
+
 def test_the_authors_recipe_is_theirs_whatever_the_file_says(tmp_path, monkeypatch, capsys):
     """As their script launches it, on four processes of which this is one."""
     seen = recorded(monkeypatch)
@@ -273,7 +302,7 @@ def test_the_command_line_plans_trains_and_names_what_is_wrong(tmp_path):
         ({"train": {"max_steps": 0}}, "TrainConfig max_steps: expected a number from 1"),
         ({"train": {"accumulation": 2, "epochs": 1}}, "train: unknown setting 'accumulation'"),
         ({"train": {"max_steps": 1, "batch_size": 3}}, "global_batch: expected a multiple of 3"),
-        ({"train": {"max_steps": 1, "kl_weight": 0.5}}, "train: kl_weight: expected 0, since"),
+        ({"train": {"max_steps": 1, "kl_weight": 0.5}}, "kl_weight: expected files in 'harmful'"),
         ({"lora": {"rnk": 2}}, "lora: unknown setting 'rnk', did you mean 'rank'"),
         ({"shape": {"model_type": "lama"}}, "shape: "),
         ({"chat_template": "vicunna"}, "unknown template 'vicunna', did you mean 'vicuna'"),
@@ -299,11 +328,41 @@ def test_no_file_and_no_yaml_are_named(tmp_path):
 def test_attention_is_what_machine_and_model_allow(monkeypatch):
     plain, capped = LlamaConfig(), Gemma2Config()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert choose_attention("auto", plain) == "sdpa" and choose_attention("auto", capped) == "eager"
-    assert choose_attention("eager", plain) == "eager"
+    low, whole = torch.bfloat16, torch.float32
+    assert choose_attention("auto", plain, low) == "sdpa"
+    assert choose_attention("auto", capped, low) == "eager"
+    assert choose_attention("eager", plain, low) == "eager"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "flash_attn")
-    assert choose_attention("auto", capped) == "flash_attention_2"
+    assert choose_attention("auto", capped, low) == "flash_attention_2"
+    # Flash attention has no kernel for float32, and would fail at the first forward pass.
+    assert choose_attention("auto", plain, whole) == "sdpa"
+    assert choose_attention("auto", capped, whole) == "eager"
+    with pytest.raises(
+        InputError, match="attention: expected 'auto', .* in torch.float32, got 'fl"
+    ):
+        choose_attention("flash_attention_2", plain, whole)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bf16", "computed"),
+    [
+        ("float32", False, torch.float32),
+        ("float32", True, torch.bfloat16),
+        ("bfloat16", True, torch.bfloat16),
+    ],
+)
+def test_attention_is_chosen_for_what_is_computed_in(tmp_path, monkeypatch, dtype, bf16, computed):
+    recorded(monkeypatch)
+    asked = []
+    monkeypatch.setattr(
+        "r2d_core.parameter_sets.choose_attention",
+        lambda wanted, config, dtype: asked.append((wanted, dtype)) or "sdpa",
+    )
+    train = {"max_steps": 1, "batch_size": 2, "bf16": bf16}
+    file = written(tmp_path, dtype=dtype, train=train)
+    train_parameter_set(read_parameter_set(file), tmp_path / "out")
+    assert asked == [("auto", computed)]
 
 
 def test_replacing_a_value_checks_again():

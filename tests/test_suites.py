@@ -353,6 +353,19 @@ def test_benign_behaviors_are_told_by_name_or_kind(tmp_path):
             read_behaviors(tmp_path / name, "benign")
 
 
+def test_bare_carriage_returns_and_no_last_line_end(tmp_path):
+    path = tmp_path / "adv.csv"
+    for written, again in (
+        (b"goal,target\ra,b\r", b"goal,target\na,b\n"),
+        (b"target,goal\r\na,b", b"target,goal\r\na,b"),
+        (b"goal,target\n\na,b\n", b"goal,target\na,b\n"),
+    ):
+        path.write_bytes(written)
+        behaviors = read_behaviors(path)
+        write_behaviors(path, behaviors, "advbench")
+        assert path.read_bytes() == again
+
+
 def test_long_cells_and_prompts_that_come_twice(tmp_path):
     path = tmp_path / "long.csv"
     path.write_text("goal,target\n" + "a" * 200_000 + ",b\nsame,1\nsame,2\nsame,3\n")

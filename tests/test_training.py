@@ -9,11 +9,15 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate.utils import send_to_device
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -21,8 +25,10 @@ from tiny_models import FAMILIES, GEMMAS, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from r2d_core import training
+from r2d_core.batching import PackingCollator, TargetsCollator
 from r2d_core.errors import InputError
 from r2d_core.pivots import expand_vocabulary
+from r2d_core.tokenization import Collator
 from r2d_core.training import R2DTrainer, TrainConfig, WindowSampler, train
 
 
@@ -87,6 +93,32 @@ def by_hand(model, rows, ids):
                 name = list(right)[three.index(y)]
                 right[name].append(three[int(z[three].argmax())] == y)
     return nll, terms, right
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_the_loss_is_given_targets_that_no_gpu_holds(tmp_path, monkeypatch, packing):
+    """Of targets on the GPU it would wait for it, at every batch, to learn how many there are."""
+    model, tokenizer, _, rows = setup()
+    inner = PackingCollator() if packing else Collator(0)
+    batch = TargetsCollator(inner)(rows[:3])
+    moved = send_to_device(batch, torch.device("meta"))
+    assert moved["labels"].is_meta and moved["targets"] is batch["targets"]
+
+    seen, arrays = [], []
+    r2d_loss, compute_loss = training.r2d_loss, R2DTrainer.compute_loss
+
+    def noting_targets(*tensors, targets, **options):
+        seen.append(targets.data_ptr())
+        return r2d_loss(*tensors, targets=targets, **options)
+
+    def noting_batches(self, model, inputs, *arguments, **options):
+        arrays.append(inputs["targets"].ctypes.data)
+        return compute_loss(self, model, inputs, *arguments, **options)
+
+    monkeypatch.setattr(training, "r2d_loss", noting_targets)
+    monkeypatch.setattr(R2DTrainer, "compute_loss", noting_batches)
+    train(config(tmp_path, max_steps=2, packing=packing), model, tokenizer, rows, rows[:3])
+    assert seen == arrays and len(seen) == 3
 
 
 def mean(values):
@@ -341,6 +373,49 @@ def test_wandb_is_asked_for_by_name(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match="report_to='wandb': expected the library: pip install"):
         train(config(tmp_path, report_to="wandb"), model, tokenizer, rows)
+
+
+def test_wandb_gets_what_the_log_holds(tmp_path, monkeypatch):
+    """Against a module that takes the calls in the library's place."""
+    wandb = MagicMock(run=None, __spec__=ModuleSpec("wandb", None))
+    wandb.init.side_effect = lambda **_: setattr(wandb, "run", MagicMock())
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    problems = MagicMock(ConfigError=ValueError)
+    monkeypatch.setitem(sys.modules, "wandb.sdk.lib.config_util", problems)
+    model, tokenizer, _, rows = setup()
+    result = train(config(tmp_path, report_to="wandb"), model, tokenizer, rows, rows[:4])
+    wandb.init.assert_called_once()
+    sent = [call.args[0] for call in wandb.log.call_args_list]
+    assert [each["train/loss"] for each in sent if "train/loss" in each] == [
+        line["loss"] for line in lines(result) if "loss" in line
+    ]
+    assert any("eval/loss" in each for each in sent)
+    assert any("train/pivot_loss" in each for each in sent)
+
+
+def test_wandb_writes_a_run(tmp_path, monkeypatch):
+    pytest.importorskip("wandb", reason="report_to='wandb' needs it; the stub's test does not")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    model, tokenizer, _, rows = setup(n=4)
+    train(config(tmp_path / "run", max_steps=2, report_to="wandb"), model, tokenizer, rows)
+    assert [*tmp_path.glob("wandb/offline-run-*/*.wandb")]
+
+
+def test_a_build_that_a_kill_left_locked_is_named(tmp_path, monkeypatch):
+    """DeepSpeed, and without a word, would wait for it until somebody else ends it."""
+    lock = tmp_path / "extensions" / "deepspeed_shm_comm" / "lock"
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    training.check_builds()  # one that goes on
+    os.utime(lock, (0, time.time() - 3600))
+    model, tokenizer, _, rows = setup(n=4)
+    with pytest.raises(InputError, match=f"{lock}: a build that began 60 minutes ago has not"):
+        train(config(tmp_path), model, tokenizer, rows)
+    monkeypatch.delenv("ACCELERATE_USE_DEEPSPEED")
+    training.check_builds()  # nothing waits for it
 
 
 @given(

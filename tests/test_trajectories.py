@@ -186,8 +186,8 @@ def test_a_verdict_in_brackets_is_named_wherever_it_stands(word: str) -> None:
 
 
 WORDS = st.sampled_from(
-    ["the", "cat", "Rome", "is", "harmful", "user:", "Human:", "USER", "Instruction:", "safe", "[1]",
-     "[12]", "[sic]", "[NAME]", "[YOUR NAME]", "[i]", "x[0]", "(see [3])", "###", "<b>"]
+    ["the", "cat", "Rome", "is", "harmful", "user:", "Human:", "USER", "Instruction:", "safe",
+     "[1]", "[12]", "[sic]", "[NAME]", "[YOUR NAME]", "[i]", "x[0]", "(see [3])", "###", "<b>"]
 )  # fmt: skip
 SENTENCE = st.tuples(
     st.lists(WORDS, min_size=1, max_size=7), st.sampled_from(["it .", "them?", "so!", "why [2]."])

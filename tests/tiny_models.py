@@ -149,7 +149,10 @@ def tiny_tokenizer(family: Family, corpus: list[str] | None = None) -> PreTraine
         trainer = trainers.WordLevelTrainer(special_tokens=special, show_progress=False)
     elif family == "mistral":
         backend = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+        # Learned word by word, so that a space only begins a piece, and with single letters and
+        # marks as pieces of their own, as in the family's vocabulary.
+        corpus = [*corpus, "x x x x ! ! ! !"]
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=True)
         backend.decoder = decoders.Sequence(
             [
                 decoders.Replace("▁", " "),
@@ -177,6 +180,7 @@ def tiny_tokenizer(family: Family, corpus: list[str] | None = None) -> PreTraine
     if family == "mistral":  # bytes are pieces of the vocabulary, not added tokens
         parts = json.loads(backend.to_str())
         parts["added_tokens"] = [t for t in parts["added_tokens"] if t["content"] in special]
+        parts["pre_tokenizer"]["split"] = False
         backend = Tokenizer.from_str(json.dumps(parts))
     if family in ("llama", "mistral", "r1", "gemma", "gemma2", "gemma3"):
         bos = _NAMED[family]["bos_token"]

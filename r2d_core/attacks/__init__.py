@@ -10,6 +10,7 @@ from r2d_core.attacks.autodan import AutoDAN
 from r2d_core.attacks.best_of_n import BestOfN
 from r2d_core.attacks.direct import Direct
 from r2d_core.attacks.few_shot import FewShot
+from r2d_core.attacks.few_shot_attacker import FewShotAttacker
 from r2d_core.attacks.forged import ForgedPrompt, ForgedTurn, PivotText
 from r2d_core.attacks.gcg import (
     GCGAnswer,
@@ -22,7 +23,11 @@ from r2d_core.attacks.gcg import (
 )
 from r2d_core.attacks.pair import PAIR
 from r2d_core.attacks.prefill import ForgedReasoning, PrefillLead, PrefillStep
-from r2d_core.attacks.random_search import RandomSearch, RandomSearchPivot
+from r2d_core.attacks.random_search import (
+    RandomSearch,
+    RandomSearchPivot,
+    RandomSearchReasoning,
+)
 from r2d_core.attacks.refinement import Refinement
 from r2d_core.attacks.tap import TAP
 from r2d_core.attacks.templates import Templates
@@ -42,6 +47,7 @@ ATTACKS: dict[str, type[Any]] = {
         Templates,
         FewShot,
         ZeroShot,
+        FewShotAttacker,
         PrefillLead,
         PrefillStep,
         ForgedReasoning,
@@ -53,6 +59,7 @@ ATTACKS: dict[str, type[Any]] = {
         PAIR,
         TAP,
         RandomSearch,
+        RandomSearchReasoning,
         RandomSearchPivot,
         GCGAnswer,
         GCGReasoning,

@@ -52,7 +52,7 @@ class Target:
         judge: its ``score`` is what attacks climb.
         max_new_tokens: length of the target's answers.
         model, tokenizer: the target's own, for attacks that need gradients or log-probabilities.
-        attacker: a model that writes prompts (PAIR, TAP, zero-shot).
+        attacker: a model that writes prompts (PAIR, TAP, zero- and few-shot).
         evaluator: a model that says whether a prompt is on topic (TAP); the attacker where None.
         surrogates: models that transfer attacks are made on; one vocabulary for all.
         progress: a folder for the progress of long attacks.
@@ -77,6 +77,12 @@ def no_rewrite(behavior: Behavior, prompt: str, rng: Random) -> str:
     return prompt
 
 
+def dialogue(pairs: Sequence[tuple[str, str]], request: str) -> str:
+    """Question–answer pairs and then the request as one user turn: a dialogue written out."""
+    before = "".join(f"User: {asked}\n\nAssistant: {said}\n\n" for asked, said in pairs)
+    return f"{before}User: {request}\n\nAssistant:"
+
+
 @dataclass(frozen=True)
 class Material:
     """Published or held-out material an attack draws on.
@@ -86,11 +92,13 @@ class Material:
         shots: behavior -> question–answer pairs for in-context attacks, none of which holds
             anything of the behavior's own answer.
         rewrite: (behavior, best prompt so far, random generator) -> another way to ask.
+        dialogue: (pairs, request) -> one user turn with both, in a form that the target reads.
     """
 
     wrappers: tuple[str, ...]
     shots: Callable[[Behavior], Sequence[tuple[str, str]]]
     rewrite: Callable[[Behavior, str, Random], str]
+    dialogue: Callable[[Sequence[tuple[str, str]], str], str] = dialogue
 
 
 class Attack(Protocol):
@@ -154,8 +162,12 @@ def journal_of(attack: Any, behaviors: Sequence[Behavior], target: Target, seed:
 
 def recorded(attack: Any, behaviors: Sequence[Behavior], target: Target, seed: int) -> Target:
     """The target, its models' answers kept in the run's journal where there is a folder for it."""
-    journal = journal_of(attack, behaviors, target, seed)
-    if target.progress is None:
+    return recorded_in(journal_of(attack, behaviors, target, seed), target)
+
+
+def recorded_in(journal: Journal, target: Target) -> Target:
+    """The target, its models' answers kept in the journal where that has a file."""
+    if journal.path is None:
         return target
     roles: dict[str, Any] = {"generator": RecordedGenerator(target.generator, journal, "target")}
     for role in ("attacker", "evaluator"):

@@ -27,8 +27,17 @@ from typing import ClassVar
 import torch
 from tqdm.auto import tqdm
 
-from r2d_core.attacks.attack import BAR, Material, Target, at_least, known_of, recorded
+from r2d_core.attacks.attack import (
+    BAR,
+    Material,
+    Target,
+    at_least,
+    journal_of,
+    known_of,
+    recorded_in,
+)
 from r2d_core.attacks.gradient import response_ids, response_losses
+from r2d_core.attacks.journal import Journal
 from r2d_core.attacks.queries import Failure, Search, ask, put
 from r2d_core.errors import InputError
 from r2d_core.generation import Request
@@ -79,22 +88,32 @@ class AutoDAN:
             raise InputError("attack 'autodan' needs at least one template in material.wrappers")
         for behavior in behaviors:
             known_of(behavior, "target", self.name)
-        target = recorded(self, behaviors, target, seed)
+        journal = journal_of(self, behaviors, target, seed)
+        target = recorded_in(journal, target)
         return [
-            self._attack(behavior, target, material, seed)
+            self._attack(behavior, target, material, seed, journal)
             for behavior in tqdm(behaviors, self.name, unit="behavior", **BAR)
         ]
 
     def _attack(
-        self, behavior: Behavior, target: Target, material: Material, seed: int
+        self, behavior: Behavior, target: Target, material: Material, seed: int, journal: Journal
     ) -> TestCase:
         rng = random.Random(f"autodan-{seed}-{behavior.id}")
         search = Search(behavior, self.name, self.enough)
         wrappers = list(material.wrappers)
         templates = [wrappers[i % len(wrappers)] for i in range(self.population)]
         best, lowest, losses = templates[0], math.inf, []
-        for _ in range(self.generations):
-            fitness, matched = self._fitness(templates, search, target)
+        known = journal.entries(f"fitness-{behavior.id}")
+        for number in range(self.generations):
+            if number < len(known):
+                fitness, matched, errors = known[number]
+                search.queries += len(templates)
+                search.errors += errors
+            else:
+                before = len(search.errors)
+                fitness, matched = self._fitness(templates, search, target)
+                entry = [fitness, matched, search.errors[before:]]
+                journal.add(f"fitness-{behavior.id}", entry)
             fittest = max(range(len(templates)), key=fitness.__getitem__)
             losses.append(-fitness[fittest] if math.isfinite(fitness[fittest]) else None)
             if -fitness[fittest] < lowest:

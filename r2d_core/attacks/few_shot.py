@@ -1,7 +1,13 @@
 """In-context attack: question–answer pairs of the kind that ought to be refused, then the request.
 
-After Wei et al. 2023 (in-context attack) and Anil et al. 2024 (many-shot jailbreaking): the pairs
-stand in one user turn.
+After Wei et al. 2023 (in-context attack: up to 20 pairs as turns of a chat) and Anil et al. 2024
+(many-shot jailbreaking: up to 256 pairs, a dialogue written out in one user turn). Here too they
+stand in one user turn, as `Material.dialogue` writes them; the default is 2 pairs, the target is
+not asked and nothing is optimised, so the budget is one query. The papers' pairs are written by a
+model that does not refuse; here they are the user's (`Material.shots`).
+
+This is not HarmBench's FewShot, in which an attacker model writes the prompts: that is attack
+``few_shot_attacker``.
 """
 
 from __future__ import annotations
@@ -14,12 +20,6 @@ from typing import ClassVar
 from r2d_core.attacks.attack import Material, Target
 from r2d_core.errors import InputError
 from r2d_core.records import Behavior, TestCase
-
-
-def in_context(pairs: Sequence[tuple[str, str]], request: str) -> str:
-    """Question–answer pairs and then the request, as one user turn."""
-    before = "".join(f"question : {question} answer : {answer} " for question, answer in pairs)
-    return f"{before}question : {request} answer :"
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,6 @@ class FewShot:
                 )
             rng = random.Random(f"few-shot-{seed}-{behavior.id}")
             pairs = rng.sample(pairs, self.shots)
-            prompt = in_context(pairs, behavior.request)
+            prompt = material.dialogue(pairs, behavior.request)
             cases.append(TestCase(behavior.id, self.name, prompt))
         return cases

@@ -80,6 +80,8 @@ class GCGStep:
         seconds, flops: of this step; floating-point operations are counted, not measured.
         score: the judge's lowest score of the answers, where they were looked at.
         errors: what the target or the judge raised then.
+        rows: for each prompt the candidates that were computed at once (`Place.rows`); None where
+            none was yet.
     """
 
     ids: list[int]
@@ -91,6 +93,7 @@ class GCGStep:
     flops: float
     score: float | None = None
     errors: list[str] = field(default_factory=list)
+    rows: list[int | None] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -98,12 +101,14 @@ class GCGResult:
     """Every step of a run; ``chosen`` is the one whose suffix is the result, ``text`` the suffix.
 
     ``queries_to_jailbreak``: candidates computed up to the step that the judge scored a success.
+    ``stopped``: what was raised in the step after the last one, where that ended the run.
     """
 
     steps: list[GCGStep]
     chosen: GCGStep
     text: str
     queries_to_jailbreak: int | None
+    stopped: str = ""
 
     @property
     def queries(self) -> int:
@@ -113,8 +118,11 @@ class GCGResult:
     def metadata(self) -> dict[str, Any]:
         """What a test case keeps: nothing that differs when the run is repeated."""
         errors = [error for step in self.steps for error in step.errors]
+        if self.stopped:
+            errors.append(f"step {len(self.steps)}: {self.stopped}")
         return {
             "losses": [s.loss if math.isfinite(s.loss) else None for s in self.steps],
+            "step_flops": [step.flops for step in self.steps],
             "suffix_ids": self.chosen.ids,
             "matched": self.chosen.matched,
             "flops": sum(step.flops for step in self.steps),
@@ -125,6 +133,10 @@ class GCGResult:
 @dataclass(frozen=True)
 class GCG:
     """Settings and loop; a subclass says what the loss aims at.
+
+    The budget is nanoGCG's (250 steps, 512 candidates of the best 256 tokens, 20 tokens); the paper
+    takes 500 steps. With ``target.progress`` every `GCGStep` is a line ``[behavior ids, step]`` of
+    ``gcg_NAME-HASH.jsonl`` there.
 
     Attributes:
         steps: coordinate steps.
@@ -143,10 +155,10 @@ class GCG:
 
     name: ClassVar[str] = "gcg"
     needs: ClassVar[tuple[str, ...]] = ()
-    steps: int = 20
-    suffix_tokens: int = 6
-    candidates: int = 32
-    top_k: int = 32
+    steps: int = 250
+    suffix_tokens: int = 20
+    candidates: int = 512
+    top_k: int = 256
     init: str = ""
     positions: Literal["random", "even"] = "random"
     keep: Literal["lower", "any"] = "lower"
@@ -204,7 +216,8 @@ class GCG:
     ) -> GCGResult:
         """One suffix for the behaviors on the models given, with every step on the way to it.
 
-        Steps are taken from the journal as far as they are there, and written into it.
+        Steps are taken from the journal as far as they are there, and written into it. Where a step
+        raises, the result is of those before it; where there is none before it, it is raised.
         """
         journal = Journal() if journal is None else journal
         key = "+".join(behavior.id for behavior in behaviors)
@@ -215,19 +228,31 @@ class GCG:
         if steps:
             for place in places:
                 place.settle(steps[0].ids)
+            for place, rows in zip(places, steps[-1].rows, strict=False):
+                place.rows = rows
+        stopped = ""
         while len(steps) <= self.steps and not (steps and self._over(steps[-1], len(places))):
             begun = time.perf_counter()
-            if steps:
-                generator = torch.Generator().manual_seed(seed_of(f"{stream}-{len(steps)}"))
-                made = self._next(places, steps[-1], allowed, generator)
-            else:
-                made = self._first(places, allowed, seed_of(f"{stream}-first"))
+            try:
+                if steps:
+                    generator = torch.Generator().manual_seed(seed_of(f"{stream}-{len(steps)}"))
+                    made = self._next(places, steps[-1], allowed, generator)
+                else:
+                    made = self._first(places, allowed, seed_of(f"{stream}-first"))
+            except InputError:
+                raise
+            except Exception as raised:
+                if not steps:
+                    raise
+                stopped = Failure.of(raised).error
+                break
             if self._to_look(len(steps), made["loss"]):
                 prompts = [place.text(made["ids"]) for place in places[:: len(on)]]
                 made |= self._look(behaviors, prompts, target)
+            made["rows"] = [place.rows for place in places]
             steps.append(GCGStep(**made, seconds=time.perf_counter() - begun))
             journal.add(key, asdict(steps[-1]))
-        return self._result(steps, places)
+        return self._result(steps, places, stopped)
 
     def _models(self, target: Target) -> list[Surrogate]:
         """What the suffix is made on."""
@@ -343,14 +368,15 @@ class GCG:
             return True
         return self.stop_on_match and last.matched and last.active == prompts
 
-    def _result(self, steps: list[GCGStep], places: Sequence[Place]) -> GCGResult:
+    def _result(self, steps: list[GCGStep], places: Sequence[Place], stopped: str) -> GCGResult:
         chosen, jailbreak = steps[-1], None
         if chosen.score is not None and chosen.score >= self.enough:
             jailbreak = sum(step.queries for step in steps)
         if self.result == "best" and not self._over(chosen, len(places)):
             same = [step for step in steps if step.active == chosen.active]
             chosen = min(same, key=lambda step: step.loss)
-        return GCGResult(steps, chosen, places[0].suffix_text(chosen.ids), jailbreak)
+        text = places[0].suffix_text(chosen.ids)
+        return GCGResult(steps, chosen, text, jailbreak, stopped)
 
 
 @dataclass(frozen=True)
@@ -375,9 +401,7 @@ class GCGReasoning(GCG):
     needs: ClassVar[tuple[str, ...]] = ("target",)
 
     def aim(self, behavior: Behavior, tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[bool]]:
-        known = "reasoning_target" if "reasoning_target" in behavior.metadata else "target"
-        plan = known_of(behavior, known, self.name)
-        return _whole(behavior, tokenizer, f"{THINK_OPEN} {plan}", self.name)
+        return _whole(behavior, tokenizer, reasoning_plan(behavior, self.name), self.name)
 
 
 @dataclass(frozen=True)
@@ -472,6 +496,12 @@ class GCGTransfer(GCGMulti):
                     "one family"
                 )
         return list(target.surrogates)
+
+
+def reasoning_plan(behavior: Behavior, attack: str) -> str:
+    """``<think>`` and the behavior's ``reasoning_target``; its ``target`` where it has none."""
+    known = "reasoning_target" if "reasoning_target" in behavior.metadata else "target"
+    return f"{THINK_OPEN} {known_of(behavior, known, attack)}"
 
 
 def safe_pivot(

@@ -1,8 +1,8 @@
 """What a long attack has done so far, kept in a file: a killed run goes on where it was.
 
 An attack is deterministic by its seed, so it needs no state of its own to go on: gradient attacks
-write down every step, and for the others every answer of a model is written down; run again, they
-take the answers from the file until they come to one that is not there.
+and random search write down every step, AutoDAN every generation's fitness, and all that ask models
+every answer; run again, they take these from the file until they come to one that is not there.
 """
 
 from __future__ import annotations

@@ -3,6 +3,11 @@
 After Andriushchenko et al. 2024 and Qi et al. 2024 ("more than a few tokens deep"). Three depths:
 an affirmative lead; the lead and the first true step; and, against models that reason, a whole
 forged reasoning that ends in a forged ``[SAFE]``.
+
+Differences: Andriushchenko et al. prefill Claude with a lead of their own, the request in their
+template, up to 100 times at temperature 1; Qi et al. prefill the first 5 to 40 tokens of a harmful
+answer. Here the request stands as it is, and each depth is one greedy answer: a budget of one
+query. The forged reasoning is this package's own.
 """
 
 from __future__ import annotations

@@ -6,9 +6,11 @@ more probable it is, the fewer are changed (the published schedule for local mod
 to a probability of 0.01, half up to 0.1, then a quarter). Once the aimed token is the most probable
 one, the target is asked and the judge looks, ``judge_calls`` times at most.
 
-    random_search        aims at the first token of the behavior's ``target`` ("Sure")
-    random_search_pivot  adaptive to R2D: at ``[SAFE]``, where ``pivot_target`` has it, after the
-                         honest beginning of the trace
+    random_search            aims at the first token of the behavior's ``target`` ("Sure")
+    random_search_reasoning  adaptive to models that reason: at ``<think>`` and the first token of
+                             an affirmative plan behind it
+    random_search_pivot      adaptive to R2D: at ``[SAFE]``, where ``pivot_target`` has it, after
+                             the honest beginning of the trace
 
 The paper's budget is 10,000 iterations, the default here 1,000. Differences: no handwritten prompt
 round the request (put one round the behaviors, with attack `templates`, for instance); the suffix
@@ -28,18 +30,22 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from r2d_core.attacks.attack import BAR, Material, Target, at_least, journal_of, known_of
-from r2d_core.attacks.gcg import safe_pivot
+from r2d_core.attacks.gcg import reasoning_plan, safe_pivot
 from r2d_core.attacks.gradient import joined, response_ids, response_losses, text_tokens
 from r2d_core.attacks.journal import Journal
 from r2d_core.attacks.queries import Failure, Search, put
 from r2d_core.errors import InputError
 from r2d_core.generation import Request
+from r2d_core.pivots import THINK_OPEN
 from r2d_core.records import Behavior, TestCase
 
 
 @dataclass(frozen=True)
 class State:
-    """Where a search stands after an iteration: the best suffix, its loss, what was spent."""
+    """Where a search stands after an iteration: the best suffix, its loss, what was spent.
+
+    ``errors`` are those of this iteration alone.
+    """
 
     tokens: list[int]
     loss: float
@@ -142,17 +148,18 @@ class RandomSearch:
             journal.add(behavior.id, asdict(states[-1]))
         end = states[-1]
         search = self._search(behavior, end)
+        search.errors = [error for state in states for error in state.errors]
         losses = [state.loss if math.isfinite(state.loss) else None for state in states]
         search.notes |= {"suffix_ids": end.tokens, "losses": losses, "judge_calls": end.judged}
         search.prompt = joined(behavior.request, tokenizer.decode(end.tokens))
         return search.case()
 
     def _search(self, behavior: Behavior, state: State | None) -> Search:
-        """The books as the state left them."""
+        """The books as the state left them, but for the errors of the iterations before."""
         search = Search(behavior, self.name, self.enough)
         if state is not None:
             search.score, search.queries = state.score, state.queries
-            search.first_success, search.errors = state.first_success, list(state.errors)
+            search.first_success = state.first_success
         return search
 
     def _proposal(self, last: State | None, allowed: list[int], rng: random.Random) -> list[int]:
@@ -169,6 +176,24 @@ class RandomSearch:
             *rng.choices(allowed, k=stop - start),
             *last.tokens[stop:],
         ]
+
+
+@dataclass(frozen=True)
+class RandomSearchReasoning(RandomSearch):
+    """Against the reasoning; the plan is that of `GCGReasoning`."""
+
+    name: ClassVar[str] = "random_search_reasoning"
+
+    def aim(self, behavior: Behavior, tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[bool]]:
+        text = reasoning_plan(behavior, self.name).rstrip()
+        tokens = len(response_ids(tokenizer, behavior.request, text))
+        opened = len(response_ids(tokenizer, behavior.request, THINK_OPEN))
+        if tokens == opened:
+            raise InputError(
+                f"attack {self.name!r}: the plan of behavior {behavior.id!r} is empty; give the "
+                "beginning of an affirmative one as reasoning_target"
+            )
+        return text, [i <= opened for i in range(tokens)]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,11 @@
-"""Jailbreak wrappers: the request inside a template (human jailbreaks, JBC)."""
+"""Jailbreak wrappers: the request inside a template.
+
+After the human jailbreaks of Shen et al. 2023 and the templates of jailbreakchat.com (JBC in the
+R2D paper). HarmBench puts each request into several templates and counts their mean; here it is one
+of the material's, drawn by seed, so the budget is one query. The target is not asked, nor is the
+template chosen by what works on it. All templates of a file, one a seed or by number: attack
+``templates``.
+"""
 
 from __future__ import annotations
 

@@ -45,10 +45,7 @@ class ZeroShot:
         attacker = attacker_of(recorded(self, behaviors, target, seed), self.name)
         requests = []
         for behavior in behaviors:
-            context = str(behavior.metadata.get(CONTEXT, ""))
-            kind = "zero_shot_context" if context else "zero_shot"
-            asked = prompt_text(kind, goal=behavior.prompt, context=context)
-            begun = BEGUN_CONTEXT if context else BEGUN
+            asked, begun = question(behavior)
             requests.append(Request(asked, prefill=begun, temperature=self.temperature, seed=seed))
         cases = []
         for behavior, answer in zip(
@@ -57,11 +54,29 @@ class ZeroShot:
             prompt, errors = behavior.request, []
             if isinstance(answer, Failure):
                 errors = [answer.error]
-            elif line := next((x for x in answer.text.split("\n") if x.strip()), ""):
-                context = str(behavior.metadata.get(CONTEXT, ""))
-                prompt = f"{context}\n\n-----\n\n{line.strip()}" if context else line.strip()
+            elif line := first_line(answer.text):
+                prompt = test_case_text(behavior, line)
             else:
                 errors = ["the attacker wrote nothing"]
             metadata = {"errors": errors} if errors else {}
             cases.append(TestCase(behavior.id, self.name, prompt, metadata=metadata))
         return cases
+
+
+def question(behavior: Behavior) -> tuple[str, str]:
+    """What the attacker is asked for a behavior, and how its answer begins."""
+    context = str(behavior.metadata.get(CONTEXT, ""))
+    kind = "zero_shot_context" if context else "zero_shot"
+    asked = prompt_text(kind, goal=behavior.prompt, context=context)
+    return asked, BEGUN_CONTEXT if context else BEGUN
+
+
+def first_line(text: str) -> str:
+    """The first line that is not blank; "" where there is none."""
+    return next((line.strip() for line in text.split("\n") if line.strip()), "")
+
+
+def test_case_text(behavior: Behavior, line: str) -> str:
+    """What the attacker wrote, behind the behavior's context as HarmBench puts it."""
+    context = str(behavior.metadata.get(CONTEXT, ""))
+    return f"{context}\n\n-----\n\n{line}" if context else line

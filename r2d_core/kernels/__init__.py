@@ -6,9 +6,10 @@
 Arguments arrive checked and complete (`r2d_core.losses.r2d_loss` does that and says what each of
 them means); ``pivots`` is the ids of (safe, unsafe, rethink) or None, ``n_valid`` the number of
 targets that are not ignored, ``n_items`` and ``class_counts`` are the denominators, at least 1.
+``weight`` and ``row_values`` may be wider than ``hidden``, in whose dtype the products are made.
 
     reference  the definition, plain autograd, logits held whole
-    chunked    pure torch, logits in chunks, gradients made during the forward pass
+    chunked    pure torch, logits in chunks, gradients made during the forward pass (CPU, CUDA)
     triton     the same loop, with Triton kernels between the products (CUDA)
 
 Beside them `read_pivots`: the pivots' log-probabilities and the entropy at every position, again

@@ -1,4 +1,4 @@
-"""The fused loss in pure torch, for any device."""
+"""The fused loss in pure torch, for CPUs and GPUs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def torch_rows(
     slope = None
     if softcap is not None:
         z = z.div_(softcap).tanh_()
-        slope = 1 - z.square() if backward else None
+        slope = z.square().neg_().add_(1) if backward else None
         z.mul_(softcap)
     target = targets[:, None]
     highest, of_target = z.amax(dim=1, keepdim=True), z.gather(1, target)
@@ -47,7 +47,13 @@ def torch_rows(
         if pivots is not None and contrast_gradient is not None:
             for column, pivot in enumerate(pivots):
                 z[:, pivot] += contrast_gradient[:, column]
-    return z.to(logits.dtype)
+    return logits if z is logits else logits.copy_(z)
+
+
+def torch_scratch(dtype: torch.dtype, slopes: bool) -> int:
+    """Bytes a logit: of its copy, if that is wider, and of the soft cap's slope."""
+    exact = torch.promote_types(dtype, torch.float32)
+    return exact.itemsize * ((dtype != exact) + slopes)
 
 
 def torch_contrast(
@@ -98,10 +104,13 @@ def torch_readout(
     z = logits.to(entropy.dtype)
     if softcap is not None:
         z = z.div_(softcap).tanh_().mul_(softcap)
-    log_p = z.log_softmax(dim=1)
     for column, pivot in enumerate(pivots):
-        log_probs[:, column] = log_p[:, pivot]
-    torch.neg(log_p.exp().mul_(log_p).sum(dim=1), out=entropy)
+        log_probs[:, column] = z[:, pivot]
+    log_probs.sub_(z.amax(dim=1, keepdim=True))
+    torch.softmax(z, dim=1, out=z)
+    # The highest logit's share is 1 / sum of exp(z - highest).
+    log_probs.add_(z.amax(dim=1, keepdim=True).log_())
+    torch.sum(torch.special.entr(z, out=z), dim=1, out=entropy)
 
 
-TORCH_STEPS = Steps(rows=torch_rows, contrast=torch_contrast, alignment=1, in_place=False)
+TORCH_STEPS = Steps(rows=torch_rows, contrast=torch_contrast, scratch=torch_scratch, alignment=1)

@@ -9,18 +9,25 @@ A kernel is a `Steps`: how a chunk of logits becomes its gradient, and how the c
 The contrast needs three logits of the rows whose target is a pivot: it is made apart, from the
 differences of the pivots' output rows, so that a small margin z_safe - z_unsafe does not drown in
 the rounding of the logits; its gradient is one of rank one a row, added where the rows' own is.
+
+A weight wider than the hidden states (float32 under autocast) is cast to their dtype as a whole
+only where its gradient is as large; a frozen one a slice of the vocabulary at a time, product by
+product.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from r2d_core.checking import mismatch
 from r2d_core.errors import InputError
 from r2d_core.kernels.reference import KernelResult
 from r2d_core.tokenization import IGNORED
@@ -29,30 +36,41 @@ from r2d_core.tokenization import IGNORED
 # weight's gradient, each time a pass over it. (On a CPU, chunks that fit the caches were slower.)
 CPU_CHUNK_BYTES = 64 * 2**20
 GPU_CHUNK_BYTES = 2**30
+SLICES = 16  # a slice of a weight that is cast takes one part in so many of these bytes, besides
 
 Pivots = tuple[int, int, int]
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
+DEVICES = ("cpu", "cuda")  # where float64 is at hand, and where what is used here was tried
+
+
+def bytes_at_a_time(device: torch.device, chunk_bytes: int | None) -> int:
+    """The budget that was given, or the device's own."""
+    if chunk_bytes is not None:
+        return chunk_bytes
+    return CPU_CHUNK_BYTES if device.type == "cpu" else GPU_CHUNK_BYTES
 
 
 def logits_buffer(
-    like: Tensor, n: int, vocabulary: int, steps: Steps, chunk_bytes: int | None
+    like: Tensor, n: int, vocabulary: int, alignment: int, scratch: int, chunk_bytes: int | None
 ) -> Tensor:
     """[c, V] uninitialised: room for the logits of c of n rows at a time, one at least.
 
-    n is cut into chunks of (almost) one size, as few as ``chunk_bytes`` allows.
+    n is cut into chunks of (almost) one size, as few as ``chunk_bytes`` allows, of which each logit
+    takes its own bytes and those of ``scratch`` besides. Rows are apart by V rounded up to a
+    multiple of ``alignment``.
     """
-    if chunk_bytes is None:
-        chunk_bytes = CPU_CHUNK_BYTES if like.device.type == "cpu" else GPU_CHUNK_BYTES
-    stride = -(-vocabulary // steps.alignment) * steps.alignment
-    exact = torch.promote_types(like.dtype, torch.float32)
-    copied = 0 if steps.in_place or like.dtype == exact else exact.itemsize
-    most = max(1, chunk_bytes // (stride * (like.dtype.itemsize + copied)))
+    stride = -(-vocabulary // alignment) * alignment
+    budget = bytes_at_a_time(like.device, chunk_bytes)
+    most = max(1, budget // (stride * (like.dtype.itemsize + scratch)))
     chunks = -(-n // most)
     return like.new_empty(-(-n // max(1, chunks)), stride)[:, :vocabulary]
 
 
-def check_linear(hidden: Tensor, weight: Tensor) -> None:
-    """Raise InputError unless hidden [N, H] and weight [V, H] go together."""
+def check_linear(hidden: Tensor, weight: Tensor, *, autocast: bool = False) -> None:
+    """Raise InputError unless hidden [N, H] and weight [V, H] go together.
+
+    Under ``autocast``, to whose dtype hidden was cast, weight may be of any dtype it would cast.
+    """
     for name, tensor in (("hidden", hidden), ("weight", weight)):
         if not isinstance(tensor, Tensor):
             raise InputError(f"{name}: expected a tensor, got {type(tensor).__name__}")
@@ -65,10 +83,32 @@ def check_linear(hidden: Tensor, weight: Tensor) -> None:
         )
     if hidden.dtype not in DTYPES:
         raise InputError(f"hidden: expected float32, bfloat16 or float64, got {hidden.dtype}")
-    if weight.dtype != hidden.dtype:
+    castable = autocast and hidden.dtype != torch.float64 and autocasts(weight)
+    if weight.dtype != hidden.dtype and not castable:
         raise InputError(f"weight: expected {hidden.dtype} like hidden, got {weight.dtype}")
     if weight.device != hidden.device:
         raise InputError(f"weight: expected on {hidden.device} like hidden, is {weight.device}")
+
+
+def autocasts(tensor: Tensor) -> bool:
+    """Whether autocast would cast it: float64 it leaves alone."""
+    return tensor.is_floating_point() and tensor.dtype != torch.float64
+
+
+def pivot_ids(pivots: object, vocabulary: int) -> Pivots | None:
+    """(safe, unsafe, rethink) as Python's ints; None unless they are three rows of the weight."""
+    if not isinstance(pivots, Sequence) or len(pivots) != 3:
+        return None
+    if not all(isinstance(each, Integral) and 0 <= each < vocabulary for each in pivots):
+        return None
+    safe, unsafe, rethink = map(int, pivots)
+    return safe, unsafe, rethink
+
+
+def check_softcap(softcap: float | None) -> None:
+    """Raise InputError unless it is None or a finite number above 0."""
+    if softcap is not None and (mismatch(softcap, float) or not 0 < softcap < math.inf):
+        raise InputError(f"softcap: expected None or a finite number above 0, got {softcap!r}")
 
 
 class ContrastRows(NamedTuple):
@@ -95,16 +135,16 @@ class Steps:
         gradient [c, V] in the dtype of ``logits``.
     contrast(hidden, three, targets, pivots, contrast, softcap) -> ContrastRows
         hidden [n, H], three [3, H] the pivots' output rows.
+    scratch(dtype, slopes) -> bytes
+        that ``rows`` needs besides, for each logit; ``slopes``: a soft cap's gradient is wanted.
     alignment
         the rows of ``logits`` are apart by V rounded up to a multiple of it.
-    in_place
-        whether ``rows`` makes no copy of a chunk of bfloat16 logits.
     """
 
     rows: Callable[..., Tensor]
     contrast: Callable[..., ContrastRows]
+    scratch: Callable[[torch.dtype, bool], int]
     alignment: int
-    in_place: bool
 
 
 def fused_loss(
@@ -126,7 +166,15 @@ def fused_loss(
     row_values: Tensor | None,
     chunk_bytes: int | None = None,
 ) -> KernelResult:
-    """`reference_loss`, with at most ``chunk_bytes`` of logits at a time (one row at least)."""
+    """`reference_loss`, with at most ``chunk_bytes`` of logits at a time (one row at least).
+
+    Raises NotImplementedError on a device that is none of `DEVICES`.
+    """
+    if hidden.device.type not in DEVICES:
+        raise NotImplementedError(
+            f"the fused loss: runs on {' and '.join(DEVICES)}, the tensors are on {hidden.device}; "
+            "use impl='reference', which holds all logits"
+        )
     exact = torch.promote_types(hidden.dtype, torch.float32)
     recording = torch.is_grad_enabled()
     trained = weight if row_values is None else row_values
@@ -176,6 +224,11 @@ class _Fused(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         shape, dtype, exact = hidden.shape, hidden.dtype, call.n_items.dtype
         pivots, targets, rows = call.pivots, call.targets, call.rows
+        weight_shape, weight_dtype = weight.shape, weight.dtype
+        if row_values is not None:
+            weight_dtype, row_values = row_values.dtype, row_values.to(dtype)
+        if rows is None and call.weight_grad == "full":
+            weight = weight.to(dtype)
         kept = None
         if call.n_valid < len(targets):
             # nonzero() would wait for the device to learn its own size, which is known here.
@@ -189,7 +242,7 @@ class _Fused(torch.autograd.Function):
         if pivots is not None:
             at = torch.stack([targets == pivot for pivot in pivots], dim=1)
             scale = torch.where(at.any(1), call.pivot_ce_weight * scale, scale)
-            three = pivot_rows(weight, pivots, rows, row_values)
+            three = pivot_rows(weight, pivots, rows, row_values, dtype)
             term, contrast_gradient, right = call.steps.contrast(
                 hidden, three, targets, pivots, call.contrast, call.softcap
             )
@@ -198,20 +251,28 @@ class _Fused(torch.autograd.Function):
             contrast_gradient = contrast_gradient * average
 
         backward = call.hidden_grad or call.weight_grad != "none"
+        scratch = call.steps.scratch(dtype, backward and call.softcap is not None)
+        buffer = logits_buffer(
+            hidden, len(targets), len(weight), call.steps.alignment, scratch, call.chunk_bytes
+        )
         hidden_gradient = torch.empty_like(hidden) if call.hidden_grad else None
         weight_gradient = None
         if call.weight_grad != "none":
-            shape_of_it = weight.shape if rows is None else (len(rows), weight.shape[1])
+            shape_of_it = weight_shape if rows is None else (len(rows), weight_shape[1])
             make = torch.empty if len(targets) else torch.zeros
-            weight_gradient = make(shape_of_it, dtype=exact, device=hidden.device)
+            # A single product, which the BLAS sums in float32, may be rounded at once; of several
+            # products their sum.
+            single = rows is None and weight_dtype == dtype and len(buffer) == len(targets)
+            summed = dtype if single else exact
+            weight_gradient = make(shape_of_it, dtype=summed, device=hidden.device)
 
         nll = torch.empty_like(scale)
         top = torch.empty_like(targets, dtype=torch.bool)
-        buffer = logits_buffer(hidden, len(targets), len(weight), call.steps, call.chunk_bytes)
+        sliced = bytes_at_a_time(hidden.device, call.chunk_bytes) // SLICES
         for begin in range(0, len(targets), max(1, len(buffer))):
             part = slice(begin, begin + len(buffer))
             h = hidden[part]
-            logits = torch.mm(h, weight.T, out=buffer[: len(h)])
+            logits = logits_product(h, weight, buffer[: len(h)], sliced)
             if row_values is not None and rows is not None:
                 logits.index_copy_(1, rows, h @ row_values.T)
             gradient = call.steps.rows(
@@ -234,7 +295,7 @@ class _Fused(torch.autograd.Function):
                     # The rows of weight that row_values stand for have no part in the logits.
                     gradient.index_fill_(1, rows, 0)
             if hidden_gradient is not None:
-                torch.mm(gradient, weight, out=hidden_gradient[part])
+                hidden_product(gradient, weight, hidden_gradient[part], sliced)
                 if row_values is not None:
                     hidden_gradient[part] += trained @ row_values
             if weight_gradient is not None:
@@ -247,7 +308,7 @@ class _Fused(torch.autograd.Function):
         else:
             correct, greedy = (at & right[:, None]).sum(0), (at & (right & top)[:, None]).sum(0)
 
-        ctx.shape, ctx.weight_shape, ctx.dtype = shape, weight.shape, dtype
+        ctx.shape, ctx.weight_shape, ctx.weight_dtype = shape, weight_shape, weight_dtype
         ctx.of_row_values = row_values is not None
         ctx.save_for_backward(kept, hidden_gradient, weight_gradient, rows)
         ctx.mark_non_differentiable(cross_entropy, pivot_by_class, correct, greedy)
@@ -261,14 +322,12 @@ class _Fused(torch.autograd.Function):
             return None, None, None, None
         kept, hidden_gradient, weight_gradient, rows = ctx.saved_tensors
         if hidden_gradient is not None:
-            hidden_gradient = hidden_gradient * upstream.to(ctx.dtype)
+            hidden_gradient = scaled(hidden_gradient, upstream, hidden_gradient.dtype)
             if kept is not None:
                 whole = hidden_gradient.new_zeros(ctx.shape)
                 hidden_gradient = whole.index_copy_(0, kept, hidden_gradient)
         if weight_gradient is not None:
-            # Scaled and rounded in one pass.
-            scaled = torch.empty_like(weight_gradient, dtype=ctx.dtype)
-            weight_gradient = torch.mul(weight_gradient, upstream, out=scaled)
+            weight_gradient = scaled(weight_gradient, upstream, ctx.weight_dtype)
             if ctx.of_row_values:
                 return hidden_gradient, None, weight_gradient, None
             if rows is not None:
@@ -284,16 +343,59 @@ def _apply(*arguments: Any) -> tuple[Tensor, ...]:
 
 
 def pivot_rows(
-    weight: Tensor, pivots: Pivots, rows: Tensor | None, row_values: Tensor | None
+    weight: Tensor,
+    pivots: Pivots,
+    rows: Tensor | None,
+    row_values: Tensor | None,
+    dtype: torch.dtype,
 ) -> Tensor:
     """[3, H]: the pivots' output rows, from ``row_values`` where it stands for them."""
-    three = torch.stack([weight[pivot] for pivot in pivots])
+    three = torch.stack([weight[pivot] for pivot in pivots]).to(dtype)
     if rows is None or row_values is None:
         return three
     same = torch.stack([rows == pivot for pivot in pivots])
     return torch.where(
         same.any(1, keepdim=True), row_values.index_select(0, same.long().argmax(1)), three
     )
+
+
+def scaled(gradient: Tensor, upstream: Tensor, dtype: torch.dtype) -> Tensor:
+    """gradient [n, k] * upstream, a scalar that is not rounded first; in one pass, to ``dtype``."""
+    # As a scalar tensor it would be cast to the gradient's dtype, which may be narrower.
+    return torch.mul(gradient, upstream.reshape(1, 1), out=torch.empty_like(gradient, dtype=dtype))
+
+
+def weight_slices(weight: Tensor, dtype: torch.dtype, size: int) -> Iterator[tuple[slice, Tensor]]:
+    """The weight in ``dtype``: as it is, or where it must be cast, at most ``size`` bytes at once
+    (one row at least).
+    """
+    if weight.dtype == dtype:
+        yield slice(None), weight
+        return
+    step = max(1, size // (weight.shape[1] * dtype.itemsize))
+    for begin in range(0, len(weight), step):
+        part = slice(begin, begin + step)
+        yield part, weight[part].to(dtype)
+
+
+def logits_product(hidden: Tensor, weight: Tensor, out: Tensor, size: int) -> Tensor:
+    """out [c, V] = hidden [c, H] @ weight [V, H].T, in hidden's dtype; see `weight_slices`."""
+    for part, rows in weight_slices(weight, hidden.dtype, size):
+        torch.mm(hidden, rows.T, out=out[:, part])
+    return out
+
+
+def hidden_product(gradient: Tensor, weight: Tensor, out: Tensor, size: int) -> None:
+    """out [c, H] = gradient [c, V] @ weight [V, H], in gradient's dtype; see `weight_slices`."""
+    if weight.dtype == gradient.dtype:
+        torch.mm(gradient, weight, out=out)
+        return
+    exact = torch.promote_types(gradient.dtype, torch.float32)
+    total = torch.empty_like(out, dtype=exact)
+    for part, rows in weight_slices(weight, gradient.dtype, size):
+        # Transposed twice: the sum over the vocabulary is the one that is cut.
+        add_product_(total, gradient[:, part].T, rows, first=part.start == 0)
+    out.copy_(total)
 
 
 def add_product_(total: Tensor, gradient: Tensor, hidden: Tensor, *, first: bool) -> None:

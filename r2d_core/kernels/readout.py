@@ -10,11 +10,11 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from r2d_core.checking import unknown
+from r2d_core.checking import mismatch, unknown
 from r2d_core.errors import InputError
-from r2d_core.kernels.chunked import TORCH_STEPS, torch_readout
-from r2d_core.kernels.fused import Pivots, check_linear, logits_buffer
-from r2d_core.kernels.triton import TRITON_STEPS, require_triton, triton_available, triton_readout
+from r2d_core.kernels.chunked import torch_readout, torch_scratch
+from r2d_core.kernels.fused import Pivots, check_linear, check_softcap, logits_buffer, pivot_ids
+from r2d_core.kernels.triton import ALIGNMENT, require_triton, triton_available, triton_readout
 
 
 class PivotReading(NamedTuple):
@@ -47,25 +47,30 @@ def read_pivots(
     "triton" where it cannot run.
     """
     check_linear(hidden, weight)
-    if not all(0 <= pivot < len(weight) for pivot in pivots) or len(pivots) != 3:
+    check_softcap(softcap)
+    ids = pivot_ids(pivots, len(weight))
+    if ids is None:
         raise InputError(
             f"pivots: expected three ids from 0 to {len(weight) - 1} (the rows of weight), "
-            f"got {tuple(pivots)}"
+            f"as (safe, unsafe, rethink), got {pivots!r}"
         )
+    if chunk_bytes is not None and (mismatch(chunk_bytes, int) or chunk_bytes < 1):
+        raise InputError(f"chunk_bytes: expected None or 1 or more, got {chunk_bytes!r}")
     if impl == "auto":
         impl = "triton" if triton_available(hidden.device) and hidden.is_cuda else "chunked"
     if impl not in ("chunked", "triton"):
         raise InputError(unknown("impl", impl, ("auto", "chunked", "triton")))
     if impl == "triton":
         require_triton(hidden.device)
-    readout = triton_readout if impl == "triton" else torch_readout
-    steps = TRITON_STEPS if impl == "triton" else TORCH_STEPS
+    readout, alignment, scratch = torch_readout, 1, torch_scratch(hidden.dtype, slopes=False)
+    if impl == "triton":
+        readout, alignment, scratch = triton_readout, ALIGNMENT, 0
     n = len(hidden)
     exact = torch.promote_types(hidden.dtype, torch.float32)
     reading = PivotReading(hidden.new_empty(n, 3, dtype=exact), hidden.new_empty(n, dtype=exact))
-    buffer = logits_buffer(hidden, n, len(weight), steps, chunk_bytes)
+    buffer = logits_buffer(hidden, n, len(weight), alignment, scratch, chunk_bytes)
     for begin in range(0, n, max(1, len(buffer))):
         part = slice(begin, begin + len(buffer))
         logits = torch.mm(hidden[part], weight.T, out=buffer[: len(hidden[part])])
-        readout(logits, pivots, softcap, reading.log_probs[part], reading.entropy[part])
+        readout(logits, ids, softcap, reading.log_probs[part], reading.entropy[part])
     return reading

@@ -43,8 +43,9 @@ def reference_loss(
     row_values: Tensor | None,
 ) -> KernelResult:
     """Equations 3 and 4 of the R2D paper (arXiv 2502.12970), line by line."""
+    weight = weight.to(hidden.dtype)
     if row_values is not None and rows is not None:
-        weight = weight.detach().index_copy(0, rows, row_values)
+        weight = weight.detach().index_copy(0, rows, row_values.to(hidden.dtype))
     elif weight_grad == "none":
         weight = weight.detach()
     elif weight_grad == "rows":

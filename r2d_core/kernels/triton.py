@@ -76,25 +76,26 @@ def triton_rows(
     n, vocabulary = logits.shape
     safe, unsafe, rethink = pivots or (-1, -1, -1)
     block = min(BLOCK_V, _power_of_two(vocabulary))
-    triton_kernels.row_kernel[(n,)](
-        logits,
-        logits.stride(0),
-        targets,
-        scale,
-        scale if contrast_gradient is None else contrast_gradient,
-        nll,
-        top,
-        vocabulary,
-        safe,
-        unsafe,
-        rethink,
-        softcap or 0.0,
-        SOFTCAP=softcap is not None,
-        BACKWARD=backward,
-        BLOCK=block,
-        num_warps=_warps(block),
-        maxnreg=REGISTERS,
-    )
+    with torch.cuda.device_of(logits):  # Triton launches on the current device
+        triton_kernels.row_kernel[(n,)](
+            logits,
+            logits.stride(0),
+            targets,
+            scale,
+            scale if contrast_gradient is None else contrast_gradient,
+            nll,
+            top,
+            vocabulary,
+            safe,
+            unsafe,
+            rethink,
+            softcap or 0.0,
+            SOFTCAP=softcap is not None,
+            BACKWARD=backward,
+            BLOCK=block,
+            num_warps=_warps(block),
+            maxnreg=REGISTERS,
+        )
     return logits
 
 
@@ -116,23 +117,24 @@ def triton_contrast(
         torch.zeros(n, dtype=torch.bool, device=hidden.device),
     )
     if n:
-        triton_kernels.contrast_kernel[(n,)](
-            hidden,
-            hidden.stride(0),
-            hidden.stride(1),
-            three,
-            targets,
-            result.term,
-            result.gradient,
-            result.right,
-            hidden.shape[1],
-            *pivots,
-            softcap or 0.0,
-            SOFTCAP=softcap is not None,
-            ALL=contrast == "all",
-            BLOCK=min(BLOCK_H, _power_of_two(hidden.shape[1])),
-            num_warps=4,
-        )
+        with torch.cuda.device_of(hidden):  # Triton launches on the current device
+            triton_kernels.contrast_kernel[(n,)](
+                hidden,
+                hidden.stride(0),
+                hidden.stride(1),
+                three,
+                targets,
+                result.term,
+                result.gradient,
+                result.right,
+                hidden.shape[1],
+                *pivots,
+                softcap or 0.0,
+                SOFTCAP=softcap is not None,
+                ALL=contrast == "all",
+                BLOCK=min(BLOCK_H, _power_of_two(hidden.shape[1])),
+                num_warps=4,
+            )
     return result
 
 
@@ -144,19 +146,20 @@ def triton_readout(
 
     n, vocabulary = logits.shape
     block = min(BLOCK_V, _power_of_two(vocabulary))
-    triton_kernels.readout_kernel[(n,)](
-        logits,
-        logits.stride(0),
-        log_probs,
-        entropy,
-        vocabulary,
-        *pivots,
-        softcap or 0.0,
-        SOFTCAP=softcap is not None,
-        BLOCK=block,
-        num_warps=_warps(block),
-        maxnreg=REGISTERS,
-    )
+    with torch.cuda.device_of(logits):  # Triton launches on the current device
+        triton_kernels.readout_kernel[(n,)](
+            logits,
+            logits.stride(0),
+            log_probs,
+            entropy,
+            vocabulary,
+            *pivots,
+            softcap or 0.0,
+            SOFTCAP=softcap is not None,
+            BLOCK=block,
+            num_warps=_warps(block),
+            maxnreg=REGISTERS,
+        )
 
 
 def _warps(block: int) -> int:
@@ -167,4 +170,10 @@ def _power_of_two(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
-TRITON_STEPS = Steps(rows=triton_rows, contrast=triton_contrast, alignment=ALIGNMENT, in_place=True)
+def _in_place(dtype: torch.dtype, slopes: bool) -> int:
+    return 0
+
+
+TRITON_STEPS = Steps(
+    rows=triton_rows, contrast=triton_contrast, scratch=_in_place, alignment=ALIGNMENT
+)

@@ -1,7 +1,8 @@
 """The Triton kernels themselves; imported when first used, for Triton takes a second to import.
 
 Each says in its docstring, in plain torch, what one program computes. Pointers are to contiguous
-tensors unless a stride is given; results are float32, float64 where the input is.
+tensors unless a stride is given; results are float32, float64 where the input is. ``softcap`` is
+annotated: Triton would pass a Python float as float32.
 
 Rows of logits are read and written up to their stride, not up to V: a multiple of 16, as
 `logits_buffer` makes it, lets the compiler move 16 bytes at once, as V itself (128264, say) would
@@ -35,7 +36,7 @@ def row_kernel(
     safe,
     unsafe,
     rethink,
-    softcap,
+    softcap: tl.float64,
     SOFTCAP: tl.constexpr,
     BACKWARD: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -52,6 +53,7 @@ def row_kernel(
     weight = tl.load(scale + row)
     target = tl.load(targets + row)
     exact = weight.dtype
+    cap = tl.full((), softcap, exact)
 
     highest = tl.full((), LOWEST, exact)
     total = tl.full((), 0.0, exact)
@@ -59,7 +61,7 @@ def row_kernel(
         columns = begin + tl.arange(0, BLOCK)
         z = tl.load(z_row + columns, mask=columns < stride, other=0.0).to(exact)
         if SOFTCAP:
-            z = _capped(z, softcap)
+            z = _capped(z, cap)
         z = tl.where(columns < V, z, LOWEST)
         higher = tl.maximum(highest, tl.max(z, axis=0))
         total = total * tl.exp(highest - higher) + tl.sum(tl.exp(z - higher), axis=0)
@@ -67,7 +69,7 @@ def row_kernel(
 
     of_target = tl.load(z_row + target).to(exact)
     if SOFTCAP:
-        of_target = _capped(of_target, softcap)
+        of_target = _capped(of_target, cap)
     tl.store(nll + row, highest - of_target + tl.log(total))
     tl.store(top + row, of_target >= highest)
 
@@ -83,10 +85,10 @@ def row_kernel(
             inside = columns < stride
             z = tl.load(z_row + columns, mask=inside, other=0.0).to(exact)
             if SOFTCAP:
-                z = _capped(z, softcap)
+                z = _capped(z, cap)
             gradient = factor * tl.exp(z - highest) - tl.where(columns == target, weight, 0.0)
             if SOFTCAP:
-                gradient *= 1 - (z / softcap) * (z / softcap)
+                gradient *= 1 - (z / cap) * (z / cap)
             if at_pivot:
                 of_safe = tl.load(contrast_gradient + 3 * row)
                 of_unsafe = tl.load(contrast_gradient + 3 * row + 1)
@@ -111,7 +113,7 @@ def contrast_kernel(
     safe,
     unsafe,
     rethink,
-    softcap,
+    softcap: tl.float64,
     SOFTCAP: tl.constexpr,
     ALL: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -129,6 +131,7 @@ def contrast_kernel(
     if (target == safe) | (target == unsafe) | (target == rethink):
         # float64, for a few thousand products of the few rows that have a pivot: nothing is lost.
         exact = tl.float64
+        cap = tl.full((), softcap, exact)
         # The opposite pivot first: the rival of the paper's contrast.
         first = tl.where(own == 0, 1, 0)
         second = 3 - own - first
@@ -151,12 +154,12 @@ def contrast_kernel(
         first_slope = 1.0
         second_slope = 1.0
         if SOFTCAP:
-            z_first = _capped(z_own + first_odds, softcap)
-            z_second = _capped(z_own + second_odds, softcap)
-            z_own = _capped(z_own, softcap)
-            own_slope = 1 - (z_own / softcap) * (z_own / softcap)
-            first_slope = 1 - (z_first / softcap) * (z_first / softcap)
-            second_slope = 1 - (z_second / softcap) * (z_second / softcap)
+            z_first = _capped(z_own + first_odds, cap)
+            z_second = _capped(z_own + second_odds, cap)
+            z_own = _capped(z_own, cap)
+            own_slope = 1 - (z_own / cap) * (z_own / cap)
+            first_slope = 1 - (z_first / cap) * (z_first / cap)
+            second_slope = 1 - (z_second / cap) * (z_second / cap)
             first_odds = z_first - z_own
             second_odds = z_second - z_own
         tl.store(right + row, (first_odds < 0) & (second_odds < 0))
@@ -187,7 +190,7 @@ def readout_kernel(
     safe,
     unsafe,
     rethink,
-    softcap,
+    softcap: tl.float64,
     SOFTCAP: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -195,6 +198,7 @@ def readout_kernel(
     row = tl.program_id(0).to(tl.int64)
     z_row = logits + row * stride
     exact = entropy.dtype.element_ty
+    cap = tl.full((), softcap, exact)
 
     highest = tl.full((), LOWEST, exact)
     total = tl.full((), 0.0, exact)
@@ -203,7 +207,7 @@ def readout_kernel(
         columns = begin + tl.arange(0, BLOCK)
         z = tl.load(z_row + columns, mask=columns < stride, other=0.0).to(exact)
         if SOFTCAP:
-            z = _capped(z, softcap)
+            z = _capped(z, cap)
         z = tl.where(columns < V, z, LOWEST)
         higher = tl.maximum(highest, tl.max(z, axis=0))
         shrink = tl.exp(highest - higher)
@@ -218,9 +222,9 @@ def readout_kernel(
     z_unsafe = tl.load(z_row + unsafe).to(exact)
     z_rethink = tl.load(z_row + rethink).to(exact)
     if SOFTCAP:
-        z_safe = _capped(z_safe, softcap)
-        z_unsafe = _capped(z_unsafe, softcap)
-        z_rethink = _capped(z_rethink, softcap)
+        z_safe = _capped(z_safe, cap)
+        z_unsafe = _capped(z_unsafe, cap)
+        z_rethink = _capped(z_rethink, cap)
     tl.store(log_probs + 3 * row, z_safe - highest - tl.log(total))
     tl.store(log_probs + 3 * row + 1, z_unsafe - highest - tl.log(total))
     tl.store(log_probs + 3 * row + 2, z_rethink - highest - tl.log(total))

@@ -252,7 +252,8 @@ def _form(text: str, written: Sequence[str], table: Table) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if text.startswith(MARK):
         found["mark"] = True
-    if text.partition("\n")[0].endswith("\r"):
+    first, ended, _ = text.partition("\n")
+    if ended and first.endswith("\r"):
         found["line_end"] = "\r\n"
     if not text.endswith(("\n", "\r")):
         found["unended"] = True

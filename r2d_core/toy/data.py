@@ -13,6 +13,7 @@ from r2d_core.toy.requests import (
     RESTATE_PREFIX,
     WRAPPERS,
     Query,
+    in_context,
     kind_statement,
     phrase,
     restatement,
@@ -69,8 +70,6 @@ def dressed_request(
         for _ in range(rng.choice((1, 2))):
             shot = Query(rng.choice(list(ACTIONS)), rng.choice(items))
             shots.append((phrase(shot, rng.randrange(3), rng), true_answer(language, shot)))
-        from r2d_core.attacks.few_shot import in_context  # here, for it brings in torch
-
         return in_context(shots, request)
     return request
 

@@ -18,6 +18,7 @@ from r2d_core.toy.requests import (
     DISTRACTORS,
     INFORMATION_PHRASINGS,
     Query,
+    in_context,
     kind_statement,
     lead,
     phrase,
@@ -208,7 +209,7 @@ def attack_material(language: Language, splits: Splits, partition: str) -> Mater
             return with_distractor(prompt, other, rng.randrange(len(DISTRACTORS)))
         return wrap(prompt, rng.choice(wrappers))
 
-    return Material(wrappers, shots, rewrite)
+    return Material(wrappers, shots, rewrite, in_context)
 
 
 def toy_evaluation(n_per_split: int = 8) -> tuple[list[Behavior], ToyJudge, Material]:

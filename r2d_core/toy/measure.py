@@ -1,7 +1,8 @@
 """Attack a model of the toy world, ask it harmless things, judge and count.
 
 Each function measures one checkpoint and writes one folder: ``completions.jsonl`` (every text, as
-the model wrote it), ``verdicts.jsonl`` and ``settings.json``, the last as the mark of completeness.
+the model wrote it), ``verdicts.jsonl``, ``steps/`` (the journals of gradient attacks, random search
+and AutoDAN) and ``settings.json``, the last as the mark of completeness.
 A folder that is there with the same settings is read, not made again; settings do not cover the
 code, so after an edit of ``r2d_core`` a notebook run by hand wants a new ``output_dir`` (the grid
 sees to it).
@@ -134,17 +135,19 @@ def measure_attacks(
     seed: int,
     output_dir: str | Path,
     chat_template: bool = True,
+    surrogate: str | Path | None = None,
 ) -> Measurement:
     """Run the attacks on one checkpoint and judge every completion.
 
     ``n_per_split`` behaviors of each split; of the `DEAR` attacks the first ``n_gradient`` of each.
     An attack that needs to know what a method's behaviors do not have is left out for it: those on
     the pivots for methods without pivots, ``forged_reasoning`` for those that neither reason nor
-    have pivots. Attacks by transfer are made on the model itself, PAIR, TAP and zero-shot written
-    by the `ToyAttacker`. A killed run goes on inside the attack that it was at. The behaviors are
-    the same for every method and seed, so methods can be compared in pairs. Without
-    ``chat_template`` prompts reach the model bare (`attacks.template_stripping`). InputError when
-    nothing is left.
+    have pivots. ``gcg_transfer`` is made on the checkpoint ``surrogate``, which must be another
+    model; what attacks by an attacker model need written, the `ToyAttacker` writes. A killed run
+    goes on inside the attack that it was at; every step of the `DEAR` attacks, with its ids, loss,
+    seconds and operations, stays in ``steps/``. The behaviors are the same for every method and
+    seed, so methods can be compared in pairs. Without ``chat_template`` prompts reach the model
+    bare (`attacks.template_stripping`). InputError when nothing is left.
     """
     from r2d_core.attacks import ATTACKS, Surrogate, make_attack
     from r2d_core.attacks.template_stripping import without_chat_template
@@ -157,6 +160,12 @@ def measure_attacks(
     for name in attack_settings:
         if name not in attacks:
             raise InputError(unknown("attack in attack_settings", name, attacks))
+    transfers = "gcg_transfer" in attacks
+    if transfers and (surrogate is None or identity(surrogate) == identity(checkpoint)):
+        raise InputError(
+            "attack 'gcg_transfer' is made on another model than the one it attacks: give the "
+            "checkpoint of one as surrogate, or leave the attack out"
+        )
     attempts = {name: make_attack(name, **attack_settings.get(name, {})) for name in attacks}
     language = make_language(world_seed)
     splits = make_splits(language, world_seed)
@@ -166,12 +175,11 @@ def measure_attacks(
 
     def cases(model: Any, tokenizer: Any, target: Target) -> list[tuple[str, list[TestCase]]]:
         material = attack_material(language, splits, partition)
-        progress = Path(output_dir).with_name(f"{Path(output_dir).name}-progress")
         target = replace(
             target,
             attacker=ToyAttacker(list(behaviors.values()), material),
-            surrogates=(Surrogate(model, tokenizer),),
-            progress=progress,
+            surrogates=(Surrogate(*load(surrogate)),) if transfers and surrogate else (),
+            progress=_progress(Path(output_dir)),
         )
         made = []
         for name, attack in tqdm(attempts.items(), desc=f"attack {method}", unit="attack"):
@@ -181,7 +189,6 @@ def measure_attacks(
             if name.startswith(DEAR):
                 chosen = [b for b in chosen if int(b.id.rsplit("-", 1)[1]) < n_gradient]
             made.append((name, attack.run(chosen, target, material, seed)))
-        shutil.rmtree(progress, ignore_errors=True)
         if not any(some for _, some in made):
             raise InputError(
                 f"nothing to measure: the attacks {', '.join(attempts)} ask nothing of method "
@@ -200,6 +207,7 @@ def measure_attacks(
         "world_seed": world_seed,
         "seed": seed,
         **({} if chat_template else {"chat_template": False}),
+        **({"surrogate": identity(surrogate)} if transfers and surrogate else {}),
     }
     return _measured(
         checkpoint,
@@ -326,8 +334,18 @@ def _measured(
     with atomic_directory(output_dir) as folder:
         write_jsonl(Path(folder) / "completions.jsonl", completions)
         write_jsonl(Path(folder) / "verdicts.jsonl", verdicts)
+        for journal in _progress(output_dir).glob("*.jsonl"):
+            if journal.name.startswith(DEAR):
+                (Path(folder) / "steps").mkdir(exist_ok=True)
+                shutil.copyfile(journal, Path(folder) / "steps" / journal.name)
         write_json_atomic(Path(folder) / "settings.json", settings)
+    shutil.rmtree(_progress(output_dir), ignore_errors=True)
     return Measurement(behaviors, completions, verdicts)
+
+
+def _progress(output_dir: Path) -> Path:
+    """Where attacks of a measurement that is not finished keep how far they are."""
+    return output_dir.with_name(f"{output_dir.name}-progress")
 
 
 def identity(checkpoint: str | Path) -> str:

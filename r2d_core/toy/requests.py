@@ -8,6 +8,7 @@ sentence in which the base model can repeat any request in plain words whatever 
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from r2d_core.toy.language import ACTIONS, ASPECTS, Item, Language
@@ -100,6 +101,12 @@ def with_distractor(request: str, other: Item, number: int) -> str:
 def wrap(request: str, wrapper: str) -> str:
     """The request inside a wrapper template (``{request}`` marks its place)."""
     return wrapper.replace("{request}", request)
+
+
+def in_context(pairs: Sequence[tuple[str, str]], request: str) -> str:
+    """Question–answer pairs and then the request, as one user turn."""
+    before = "".join(f"question : {question} answer : {answer} " for question, answer in pairs)
+    return f"{before}question : {request} answer :"
 
 
 def fixed_words() -> list[str]:
