@@ -278,6 +278,7 @@ def train_parameter_set(parameters: ParameterSet, output: str | os.PathLike[str]
         if first:
             report.save(Path(output) / "decontamination.json")
             print(f"{len(report.training)} examples left out, too like those of the evaluation")
+    rows: Sequence[Row]
     if paper:
         rows = training_rows(trajectories, tokenizer, authors_row)
         theirs = pivots_by_position(len(model.get_output_embeddings().weight))
