@@ -352,8 +352,9 @@ def attack_all(
     """The test cases of every attack on the harmful behaviors, and the benign ones as they stand.
 
     In ``folder/test_cases/<attack>.jsonl``, benign ones under "benign". ``judge`` is what attacks
-    that look at answers climb, ``attacker`` what writes prompts for PAIR, TAP and zero-shot. Raises
-    InputError for what an attack lacks, before the first attack where it can be known.
+    that look at answers climb, ``attacker`` what writes prompts for PAIR, TAP, zero- and
+    few-shot. Raises InputError for what an attack lacks, before the first attack where it can be
+    known.
     """
     folder = Path(folder)
     harmful = [behavior for behavior in behaviors if behavior.kind == "harmful"]
