@@ -462,7 +462,7 @@ def attack_all(
     """The test cases of every attack on the harmful behaviors, and the benign ones as they stand.
 
     In ``folder/test_cases/<attack>.jsonl``, benign ones under "benign". ``judge`` is what attacks
-    that look at answers climb, ``attacker`` what writes prompts for PAIR, TAP and zero-shot,
+    that look at answers climb, ``attacker`` what writes prompts for PAIR, TAP, zero- and few-shot,
     ``evaluator`` what says whether TAP's are on topic (the attacker, where None), ``surrogates``
     what transferred GCG is made on. Raises InputError for what an attack lacks, before the first
     attack where it can be known, and for a surrogate that is not in this process.

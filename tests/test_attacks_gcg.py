@@ -167,7 +167,7 @@ def test_the_same_string_with_and_without_cache(
     target = local_target(family, torch.float64)
     attack = GCGAnswer(**SMALL)
     with_cache = attack.run(BEHAVIORS, target, MATERIAL, 0)
-    monkeypatch.setattr(Place, "_check_cache", lambda self, _: setattr(self, "use_cache", False))
+    monkeypatch.setattr(Place, "_check_cache", lambda self: setattr(self, "use_cache", False))
     without = attack.run(BEHAVIORS, target, MATERIAL, 0)
     assert [c.prompt for c in with_cache] == [c.prompt for c in without]
     for one, other in zip(with_cache, without, strict=True):

@@ -14,7 +14,8 @@ What every attack keeps to:
 - An attack that looks at answers leaves in ``metadata["queries_to_jailbreak"]`` the number of the
   first query (from 1) that the judge scored a success, or None: JailbreakBench's name. With
   ``TestCase.queries``, all that were spent, it makes the curve of success against budget.
-- With ``target.progress`` a killed run goes on where it was.
+- With ``target.progress`` a killed run goes on where it was, and gradient attacks and random search
+  leave every step there.
 """
 
 from __future__ import annotations

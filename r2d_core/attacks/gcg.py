@@ -16,7 +16,8 @@ What the loss aims at:
 On what:
 
     gcg_nanogcg, gcg_harmbench   ``gcg_answer`` with the settings of those two implementations
-    gcg_multi                    one suffix for all behaviors (Zou et al.'s universal attack)
+    gcg_multi                    one suffix for all behaviors (Zou et al.'s universal attack), so
+                                 its outcomes on them are those of one draw
     gcg_transfer                 the same, made on surrogate models and put to the target
 
 Differences from the original and from nanoGCG 0.3.0: candidates are checked in the whole prompt

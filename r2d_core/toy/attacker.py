@@ -1,4 +1,4 @@
-"""The toy world's attacker model: what PAIR, TAP and zero-shot ask a language model for.
+"""The toy world's attacker model: what PAIR, TAP, zero- and few-shot ask of a language model.
 
 It knows no language but the toy one and no tactic but the partition's mutator, the one that the
 refinement search climbs with: those attacks are measured by how they use their queries, not by how
