@@ -145,7 +145,7 @@ def plan_training(
         gradients=trained * trained_item // share_states,
         optimizer=0 if offloaded else trained * (12 if bf16_zero else 8) // share_states,
         activations=activations,
-        loss=GPU_CHUNK_BYTES + hidden * item + (4 * output if output_trained else 0),
+        loss=GPU_CHUNK_BYTES + 4 * hidden + (4 * output if output_trained else 0),
         gathered=2 * block * item if share_weights > 1 or offloaded else 0,
         parameters=parameters,
         trained=trained,
