@@ -190,7 +190,7 @@ def plan_training(
         gradients=trained * trained_item // share_states,
         optimizer=0 if offloaded else optimizer // share_states,
         activations=activations,
-        loss=GPU_CHUNK_BYTES + hidden * item + (4 * output if output_trained else 0),
+        loss=GPU_CHUNK_BYTES + 4 * hidden + (4 * output if output_trained else 0),
         gathered=2 * block * item if share_weights > 1 or offloaded else 0,
         unshared=weights + adapters if sharing in ("zero3", "zero3_offload") else 0,
         host=host,

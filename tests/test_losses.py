@@ -337,11 +337,16 @@ def test_no_gradient_wanted(impl):
     torch.testing.assert_close(total, naive(hidden, weight, targets).detach())
 
 
-def check_errors(dtype, impls, *, upstream=1.0, **options):
-    """Of the gradients, against float64: at most half as much again as the plain loss's own."""
+def check_errors(dtype, impls, *, upstream=1.0, spread=8.0, **options):
+    """Of the gradients, against float64: at most half as much again as the plain loss's own.
+
+    Logits that are ``spread`` wide are rounded as much as that; beside the error which large ones
+    bring to every gradient nothing else shows.
+    """
     errors = {impl: [0.0, 0.0] for impl in ["reference", *impls]}
     for seed in range(3):
         hidden, weight, targets = problem(200, 64, 96, seed, dtype)
+        weight = (weight.detach() * (spread / 8)).requires_grad_()
         exact_inputs = [x.detach().double().requires_grad_() for x in (hidden, weight)]
         exact = gradients(upstream * naive(*exact_inputs, targets, **options), *exact_inputs)
         for impl in errors:
@@ -369,7 +374,7 @@ def test_error_of_a_sum_over_many_chunks(monkeypatch, dtype):
         torch.empty(0, 64, dtype=dtype), 100, 96, 1, torch_scratch(dtype, False), None
     )
     assert len(chunk) <= 100 / 16
-    check_errors(dtype, ["chunked"])
+    check_errors(dtype, ["chunked"], spread=0.125)
 
 
 @pytest.mark.parametrize("chunk_bytes", [2048, 10**6])
@@ -377,7 +382,7 @@ def test_error_of_a_sum_over_many_chunks(monkeypatch, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_upstream_gradient_is_not_rounded(monkeypatch, dtype, upstream, chunk_bytes):
     monkeypatch.setattr("r2d_core.kernels.fused.CPU_CHUNK_BYTES", chunk_bytes)
-    check_errors(dtype, ["chunked"], upstream=upstream)
+    check_errors(dtype, ["chunked"], upstream=upstream, spread=0.125)
 
 
 @pytest.mark.parametrize("softcap", [None, 500.0])
@@ -479,6 +484,8 @@ def test_triton_on_odd_shapes(monkeypatch, shape, dtype):
     """One row, primes, more columns than a block holds (here 256), more hidden units than one."""
     monkeypatch.setattr("r2d_core.kernels.triton.BLOCK_V", 256)
     hidden, weight, targets = problem(*shape, dtype=dtype, ignored=0.2)
+    # Logits that the soft cap does not flatten: there, what is left of a gradient is luck.
+    weight = (weight.detach() / shape[1] ** 0.5).requires_grad_()
     targets[0] = IDS[0]
 
     def found(impl, *inputs):

@@ -47,7 +47,7 @@ def test_an_8b_model_at_length_4096_fits_one_gpu_of_80_gb_with_lora():
     assert plan.parameters == PARAMETERS and plan.trained == TRAINED
     assert plan.weights == 2 * PARAMETERS
     assert plan.adapters == plan.gradients == 4 * TRAINED and plan.optimizer == 8 * TRAINED
-    assert plan.loss == GPU_CHUNK_BYTES + 4096 * 4096 * 2  # a chunk of logits, hidden's gradient
+    assert plan.loss == GPU_CHUNK_BYTES + 4096 * 4096 * 4  # a chunk of logits, hidden's gradient
     assert plan.gathered == 0
     # Of every layer its input; of one layer everything, which is more than these few tensors.
     inputs = 32 * 4096 * 4096 * 2

@@ -255,16 +255,13 @@ class _Fused(torch.autograd.Function):
         buffer = logits_buffer(
             hidden, len(targets), len(weight), call.steps.alignment, scratch, call.chunk_bytes
         )
-        hidden_gradient = torch.empty_like(hidden) if call.hidden_grad else None
+        # Rounded once, when they are scaled, as those of the plain loss are.
+        hidden_gradient = torch.empty_like(hidden, dtype=exact) if call.hidden_grad else None
         weight_gradient = None
         if call.weight_grad != "none":
             shape_of_it = weight_shape if rows is None else (len(rows), weight_shape[1])
             make = torch.empty if len(targets) else torch.zeros
-            # A single product, which the BLAS sums in float32, may be rounded at once; of several
-            # products their sum.
-            single = rows is None and weight_dtype == dtype and len(buffer) == len(targets)
-            summed = dtype if single else exact
-            weight_gradient = make(shape_of_it, dtype=summed, device=hidden.device)
+            weight_gradient = make(shape_of_it, dtype=exact, device=hidden.device)
 
         nll = torch.empty_like(scale)
         top = torch.empty_like(targets, dtype=torch.bool)
@@ -297,9 +294,9 @@ class _Fused(torch.autograd.Function):
             if hidden_gradient is not None:
                 hidden_product(gradient, weight, hidden_gradient[part], sliced)
                 if row_values is not None:
-                    hidden_gradient[part] += trained @ row_values
+                    add_product_(hidden_gradient[part], trained.T, row_values, sliced)
             if weight_gradient is not None:
-                add_product_(weight_gradient, trained, h, first=begin == 0)
+                add_product_(weight_gradient, trained, h, sliced, first=begin == 0)
 
         cross_entropy = nll.sum() / call.n_items
         total = (nll * scale).sum() + call.pivot_weight * pivot_by_class.sum()
@@ -308,7 +305,8 @@ class _Fused(torch.autograd.Function):
         else:
             correct, greedy = (at & right[:, None]).sum(0), (at & (right & top)[:, None]).sum(0)
 
-        ctx.shape, ctx.weight_shape, ctx.weight_dtype = shape, weight_shape, weight_dtype
+        ctx.shape, ctx.dtype = shape, dtype
+        ctx.weight_shape, ctx.weight_dtype = weight_shape, weight_dtype
         ctx.of_row_values = row_values is not None
         ctx.save_for_backward(kept, hidden_gradient, weight_gradient, rows)
         ctx.mark_non_differentiable(cross_entropy, pivot_by_class, correct, greedy)
@@ -322,7 +320,7 @@ class _Fused(torch.autograd.Function):
             return None, None, None, None
         kept, hidden_gradient, weight_gradient, rows = ctx.saved_tensors
         if hidden_gradient is not None:
-            hidden_gradient = scaled(hidden_gradient, upstream, hidden_gradient.dtype)
+            hidden_gradient = scaled(hidden_gradient, upstream, ctx.dtype)
             if kept is not None:
                 whole = hidden_gradient.new_zeros(ctx.shape)
                 hidden_gradient = whole.index_copy_(0, kept, hidden_gradient)
@@ -365,14 +363,16 @@ def scaled(gradient: Tensor, upstream: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.mul(gradient, upstream.reshape(1, 1), out=torch.empty_like(gradient, dtype=dtype))
 
 
-def weight_slices(weight: Tensor, dtype: torch.dtype, size: int) -> Iterator[tuple[slice, Tensor]]:
-    """The weight in ``dtype``: as it is, or where it must be cast, at most ``size`` bytes at once
-    (one row at least).
+def weight_slices(
+    weight: Tensor, dtype: torch.dtype, width: int, size: int
+) -> Iterator[tuple[slice, Tensor]]:
+    """The weight in ``dtype``: as it is, or where it must be cast, so many rows at once that
+    ``width`` numbers for each take at most ``size`` bytes (one row at least).
     """
     if weight.dtype == dtype:
         yield slice(None), weight
         return
-    step = max(1, size // (weight.shape[1] * dtype.itemsize))
+    step = max(1, size // (width * dtype.itemsize))
     for begin in range(0, len(weight), step):
         part = slice(begin, begin + step)
         yield part, weight[part].to(dtype)
@@ -380,25 +380,22 @@ def weight_slices(weight: Tensor, dtype: torch.dtype, size: int) -> Iterator[tup
 
 def logits_product(hidden: Tensor, weight: Tensor, out: Tensor, size: int) -> Tensor:
     """out [c, V] = hidden [c, H] @ weight [V, H].T, in hidden's dtype; see `weight_slices`."""
-    for part, rows in weight_slices(weight, hidden.dtype, size):
+    for part, rows in weight_slices(weight, hidden.dtype, weight.shape[1], size):
         torch.mm(hidden, rows.T, out=out[:, part])
     return out
 
 
 def hidden_product(gradient: Tensor, weight: Tensor, out: Tensor, size: int) -> None:
-    """out [c, H] = gradient [c, V] @ weight [V, H], in gradient's dtype; see `weight_slices`."""
-    if weight.dtype == gradient.dtype:
-        torch.mm(gradient, weight, out=out)
-        return
-    exact = torch.promote_types(gradient.dtype, torch.float32)
-    total = torch.empty_like(out, dtype=exact)
-    for part, rows in weight_slices(weight, gradient.dtype, size):
-        # Transposed twice: the sum over the vocabulary is the one that is cut.
-        add_product_(total, gradient[:, part].T, rows, first=part.start == 0)
-    out.copy_(total)
+    """out [c, H] = gradient [c, V] @ weight [V, H], summed in ``out``'s dtype."""
+    # A CPU would round a product of bfloat16 to bfloat16.
+    dtype = gradient.dtype if out.is_cuda else out.dtype
+    for part, rows in weight_slices(weight, dtype, max(out.shape), size):
+        add_product_(out, gradient[:, part].T.to(dtype), rows, size, first=not part.start)
 
 
-def add_product_(total: Tensor, gradient: Tensor, hidden: Tensor, *, first: bool) -> None:
+def add_product_(
+    total: Tensor, gradient: Tensor, hidden: Tensor, size: int, *, first: bool = False
+) -> None:
     """total [R, H] += gradient [c, R].T @ hidden [c, H], summed in ``total``'s dtype.
 
     The first product is not added: ``total`` is not initialised before it.
@@ -409,7 +406,10 @@ def add_product_(total: Tensor, gradient: Tensor, hidden: Tensor, *, first: bool
     elif total.is_cuda:
         # cuBLAS adds to the float32 sum itself: no bfloat16 product in between, no second pass.
         torch.addmm(total, gradient.T, hidden, beta=beta, out_dtype=total.dtype, out=total)
-    elif first:
-        total.copy_(gradient.T @ hidden)
     else:
-        total += gradient.T @ hidden
+        # A CPU would round the product to bfloat16; cast at most ``size`` bytes at once.
+        hidden = hidden.to(total.dtype)
+        step = max(1, size // (len(gradient) * total.dtype.itemsize))
+        for begin in range(0, len(total), step):
+            part = slice(begin, begin + step)
+            total[part].addmm_(gradient[:, part].T.to(total.dtype), hidden, beta=beta)
