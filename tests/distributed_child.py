@@ -28,7 +28,7 @@ RESPONSES = [
 
 
 class Watched(R2DTrainer):
-    """Says what it trained with, and ends its process when it is told to."""
+    """Says its steps, checks what trains, and ends its process when it is told to."""
 
     engine: str
     kill: int | None
@@ -36,6 +36,8 @@ class Watched(R2DTrainer):
     def training_step(self, *args, **kwargs):
         if self.state.global_step == self.kill and self.accelerator.process_index == 1:
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.accelerator.process_index == 0:
+            print(f"step {self.state.global_step}", flush=True)
         found = type(self.model_wrapped).__name__
         assert found == self.engine, f"{found} trains, not {self.engine}"
         return super().training_step(*args, **kwargs)

@@ -13,7 +13,16 @@ import json
 from typing import Literal
 
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 from transformers import (
     Gemma2Config,
     Gemma2ForCausalLM,
@@ -35,10 +44,26 @@ from transformers import (
 
 from r2d_core.tokenization import CHAT_TEMPLATES
 
-Family = Literal["llama", "mistral", "qwen2", "qwen3", "r1", "gemma", "gemma2", "gemma3", "word"]
+Family = Literal[
+    "llama",
+    "llama2",
+    "vicuna",
+    "mistral",
+    "qwen2",
+    "qwq",
+    "qwen3",
+    "r1",
+    "gemma",
+    "gemma2",
+    "gemma3",
+    "word",
+]
 FAMILIES: tuple[Family, ...] = ("llama", "mistral", "qwen2", "qwen3", "r1", "word")
 GEMMAS: tuple[Family, ...] = ("gemma", "gemma2", "gemma3")
 """Apart: their templates refuse a system message, and the layers' caches differ in length."""
+OF_THE_MATRIX: tuple[Family, ...] = ("llama2", "vicuna", "qwq")
+"""Apart: close to one of the others, and taken where a model is trained from end to end."""
+SENTENCEPIECE = ("llama2", "vicuna", "mistral")
 
 CORPUS = [
     "how do i make the bano tiskel ? please explain how to use it .",
@@ -79,7 +104,20 @@ TEMPLATES: dict[Family, str] = {
     {%- elif m.role == 'assistant' %}{{ ' ' + m.content + eos_token }}
     {%- else %}{{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}
 {%- endfor %}""",
+    # Writes BOS before each turn of the user's, although its tokenizer adds one too. (The real one
+    # folds a system message into the user's.)
+    "llama2": """\
+{%- for m in messages %}
+    {%- if m.role == 'user' %}{{ bos_token + '[INST] ' + m.content | trim + ' [/INST]' }}
+    {%- elif m.role == 'assistant' %}{{ ' ' + m.content | trim + ' ' + eos_token }}
+    {%- else %}{{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}
+{%- endfor %}""",
+    "vicuna": CHAT_TEMPLATES["vicuna"],  # as a parameter set installs it: it has none of its own
     "qwen2": _CHATML.replace("CONTENT", "m.content"),
+    # Drops the reasoning of assistant messages, opens that of the next one.
+    "qwq": _CHATML.replace("CONTENT", "m.content.split('</think>')[-1].lstrip('\\n')").replace(
+        "assistant\n' }}", "assistant\n<think>\n' }}"
+    ),
     # Drops the reasoning of assistant messages.
     "qwen3": _CHATML.replace("CONTENT", "m.content.split('</think>')[-1].lstrip('\\n')"),
     # Writes BOS, drops the reasoning of assistant messages, opens that of the next one.
@@ -112,8 +150,11 @@ _SPECIAL: dict[Family, list[str]] = {
         "<|end_header_id|>",
         "<|eot_id|>",
     ],
+    "llama2": ["<unk>", "<s>", "</s>"],  # [INST] is text
+    "vicuna": ["<unk>", "<s>", "</s>"],
     "mistral": ["<s>", "</s>", "<unk>", "[INST]", "[/INST]"],
     "qwen2": ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+    "qwq": ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
     "qwen3": ["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
     "r1": ["<|begin_of_sentence|>", "<|end_of_sentence|>", "<|User|>", "<|Assistant|>"],
     "gemma": _GEMMA_SPECIAL,
@@ -124,7 +165,15 @@ _SPECIAL: dict[Family, list[str]] = {
 _NAMED: dict[Family, dict[str, str]] = {
     "llama": {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"},
     "mistral": {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
+    "llama2": {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
+    "vicuna": {
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "pad_token": "<unk>",
+    },
     "qwen2": {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"},
+    "qwq": {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"},
     "qwen3": {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"},
     "r1": {"bos_token": "<|begin_of_sentence|>", "eos_token": "<|end_of_sentence|>"},
     "gemma": _GEMMA_NAMED,
@@ -140,19 +189,24 @@ _NAMED: dict[Family, dict[str, str]] = {
 
 
 def tiny_tokenizer(family: Family, corpus: list[str] | None = None) -> PreTrainedTokenizerFast:
-    """A tokenizer like the family's: byte-level BPE, SentencePiece-like ("mistral") or words."""
+    """A tokenizer like the family's: byte-level BPE, `SENTENCEPIECE`-like or words."""
     corpus, special = corpus or CORPUS, _SPECIAL[family]
     trainer: trainers.Trainer
     if family == "word":
         backend = Tokenizer(models.WordLevel(unk_token="<unk>"))
         backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         trainer = trainers.WordLevelTrainer(special_tokens=special, show_progress=False)
-    elif family == "mistral":
+    elif family in SENTENCEPIECE:
         backend = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-        # Learned word by word, so that a space only begins a piece, and with single letters and
-        # marks as pieces of their own, as in the family's vocabulary.
-        corpus = [*corpus, "x x x x ! ! ! !"]
-        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=True)
+        if family == "mistral":
+            # Learned word by word, so that a space only begins a piece, and with single letters and
+            # marks as pieces of their own, as in the family's vocabulary.
+            corpus = [*corpus, "x x x x ! ! ! !"]
+            backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=True)
+        else:  # the older way: a space before each piece of text between control tokens
+            backend.normalizer = normalizers.Sequence(
+                [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+            )
         backend.decoder = decoders.Sequence(
             [
                 decoders.Replace("▁", " "),
@@ -177,17 +231,18 @@ def tiny_tokenizer(family: Family, corpus: list[str] | None = None) -> PreTraine
             show_progress=False,
         )
     backend.train_from_iterator(corpus, trainer)
-    if family == "mistral":  # bytes are pieces of the vocabulary, not added tokens
+    if family in SENTENCEPIECE:  # bytes are pieces of the vocabulary, not added tokens
         parts = json.loads(backend.to_str())
         parts["added_tokens"] = [t for t in parts["added_tokens"] if t["content"] in special]
-        parts["pre_tokenizer"]["split"] = False
+        if family == "mistral":
+            parts["pre_tokenizer"]["split"] = False
         backend = Tokenizer.from_str(json.dumps(parts))
-    if family in ("llama", "mistral", "r1", "gemma", "gemma2", "gemma3"):
+    if family in ("llama", *SENTENCEPIECE, "r1", *GEMMAS):
         bos = _NAMED[family]["bos_token"]
         backend.post_processor = processors.TemplateProcessing(
             single=f"{bos} $A", special_tokens=[(bos, backend.token_to_id(bos))]
         )
-    if family in ("qwen3", "r1"):  # owned, and not special
+    if family in ("qwen3", "r1", "qwq"):  # owned, and not special
         backend.add_tokens([AddedToken(t, normalized=False) for t in ("<think>", "</think>")])
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=backend, name_or_path=f"tiny-{family}", **_NAMED[family]
@@ -216,7 +271,7 @@ def tiny_model(
         "intermediate_size": 64,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
-        "num_key_value_heads": 2,
+        "num_key_value_heads": 4 if family in ("llama2", "vicuna") else 2,
         "head_dim": 8,
         "max_position_embeddings": 512,
         "tie_word_embeddings": tied,
@@ -229,7 +284,7 @@ def tiny_model(
         torch.manual_seed(seed)
         if family == "mistral":
             model = MistralForCausalLM(MistralConfig(**shape))
-        elif family == "qwen2":
+        elif family in ("qwen2", "qwq"):
             model = Qwen2ForCausalLM(Qwen2Config(**shape))
         elif family == "gemma":
             model = GemmaForCausalLM(GemmaConfig(**shape))
