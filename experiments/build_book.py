@@ -56,6 +56,13 @@ SMOKE_BANNER = (
     "machinery works. The numbers mean nothing, those of the full experiment excepted."
 )
 DATA = (".csv", ".json", ".jsonl", ".yaml")  # a run's files that its page offers
+MEASURED = {  # chapters of measurements that are committed, and their files
+    "09_the_loss": ["benchmarks/results/loss-*"],
+    "11_authors_recipe": ["book/recipes/paper_*", "book/recipes/effects_*"],
+    "12_beyond_the_paper": ["book/recipes/beyond_*"],
+    "13_the_fields_attacks": ["book/attacks/*"],
+    "14_speed": ["benchmarks/results/*"],
+}
 TOOLS = ("jupyter-book", "sphinx", "sphinx-book-theme", "myst-nb", "sphinxcontrib-bibtex")
 
 
@@ -151,11 +158,11 @@ def stage(root: Path, name: str, staged: Path) -> None:
         root / "book", staged / "book", ignore=shutil.ignore_patterns("__pycache__", "generated")
     )
     for run in headline.values():
-        _stage_notebook(run, results, staged, f"notebooks/{run.name}")
+        _stage_notebook(run, results, staged, root, f"notebooks/{run.name}")
     others = [run for run in runs if run not in headline.values()]
     for run in others:
         note = f"*One of {{doc}}`all runs </runs/index>`: {run.label[3:]}.*"
-        _stage_notebook(run, results, staged, run.docname, note)
+        _stage_notebook(run, results, staged, root, run.docname, note)
 
     downloads = _stage_data(results, staged / "runs" / "data", name)
     write_text_atomic(
@@ -258,35 +265,56 @@ def _failure(file: Path) -> str:
     return ""
 
 
-def _stage_notebook(run: Run, results: Path, staged: Path, docname: str, note: str = "") -> None:
+def _stage_notebook(
+    run: Run, results: Path, staged: Path, root: Path, docname: str, note: str = ""
+) -> None:
     """The executed notebook as a page, with ``note`` under its title and its data at its end."""
     notebook = nbformat.read(run.file, as_version=4)
     if note and notebook.cells and notebook.cells[0].cell_type == "markdown":
         notebook.cells[0].source += f"\n\n{note}"
-    if data := _data_of(notebook, results, staged):
+    if data := _data_of(run, notebook, results, staged, root):
         notebook.cells.append(nbformat.v4.new_markdown_cell(data, id="data-of-this-run"))
     target = staged / f"{docname}.ipynb"
     target.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, target)
 
 
-def _data_of(notebook: Any, results: Path, staged: Path) -> str:
-    """Links to the files that the run left in its ``output_dir``, copied beside the pages."""
+def _data_of(run: Run, notebook: Any, results: Path, staged: Path, root: Path) -> str:
+    """Links to the run's data, copied beside the pages: what it left in its ``output_dir``, and for
+    a chapter that shows committed measurements those files.
+    """
     values = notebook.metadata.get("papermill", {}).get("parameters", {})
     inside = Path(str(values.get("output_dir", ""))).parts[2:]  # below results/<experiment>
     folder = results.joinpath(*inside)
-    if not inside or not folder.is_dir():
-        return ""
+    files = {}  # what it is called on the page -> the file
+    if inside and folder.is_dir():
+        files = {file.relative_to(folder).as_posix(): file for file in _data_in(folder)}
+    for pattern in MEASURED.get(run.name, ()):
+        files |= {file.name: file for file in sorted(root.glob(pattern)) if file.suffix in DATA}
     links = []
-    for file in sorted(folder.iterdir()):
-        if file.suffix in DATA and file.name != "finished.json" and not file.name.startswith("."):
-            copy = Path("runs", "data", *inside, file.name)
-            (staged / copy).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, staged / copy)
-            links.append(f"{{download}}`{file.name} </{copy.as_posix()}>`")
+    for name, file in files.items():
+        place = file.relative_to(results if file.is_relative_to(results) else root)
+        copy = Path("runs", "data", place)
+        (staged / copy).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, staged / copy)
+        links.append(f"{{download}}`{name} </{copy.as_posix()}>`")
     if not links:
         return ""
     return f"**The data of this run:** {', '.join(links)}; more on {{doc}}`/runs/index`."
+
+
+def _data_in(folder: Path) -> list[Path]:
+    """Tables and records anywhere below, but not what belongs to a model or to the runner."""
+    found = []
+    for file in sorted(folder.rglob("*")):
+        inside = file.relative_to(folder).parts
+        ours = any(
+            part in ("model", "adapter") or part.startswith((".", "checkpoints-"))
+            for part in inside
+        )
+        if file.is_file() and file.suffix in DATA and file.name != "finished.json" and not ours:
+            found.append(file)
+    return found
 
 
 # ------------------------------------------------------------------------------------------------

@@ -37,6 +37,7 @@ import yaml
 
 from r2d_core.errors import InputError
 from r2d_core.parameters import check_values, declared_parameters
+from r2d_core.provenance import package_files
 from r2d_core.records import write_json_atomic, write_text_atomic
 
 # jsonschema, which nbformat and so papermill import, builds a grammar for IRIs as it is imported
@@ -129,10 +130,10 @@ def execute(notebook: Path, output: Path, parameters: Mapping[str, Any]) -> None
 
 
 def fingerprint(parameters: Mapping[str, Any], files: Iterable[Path]) -> str:
-    """A digest of the parameters and of the bytes of ``files``; of a directory, its ``*.py``."""
+    """A digest of the parameters and of the bytes of ``files``; of a package, of all its files."""
     digest = hashlib.sha256(json.dumps(parameters, sort_keys=True, default=str).encode())
     for path in files:
-        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+        for file in package_files(path) if path.is_dir() else [path]:
             try:
                 content = file.read_bytes()
             except OSError as error:
@@ -163,7 +164,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument(
         "--depends-on", metavar="PATH", type=Path, nargs="+", default=[],
-        help="files, and directories of Python sources, that earlier results must have come from",
+        help="files, and packages of Python, that earlier results must have come from",
     )  # fmt: skip
     parser.add_argument(
         "--end-with", metavar="PID", type=int, help="end when this parent process has ended"
@@ -176,7 +177,8 @@ def _mapping(place: str, text: str | None) -> dict[str, Any]:
         values = yaml.safe_load(Path(place).read_text("utf-8") if text is None else text)
     except OSError as error:
         raise InputError(f"cannot read {place} ({error.strerror}); correct the name") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    # ValueError: bytes that are no text, and a date such as 2026-13-45.
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"{place}: not valid YAML: {' '.join(str(error).split())}") from None
     if values is None:
         return {}

@@ -52,7 +52,7 @@ from r2d_core import plots
 from r2d_core.errors import InputError
 from r2d_core.metrics import Rate
 from r2d_core.provenance import footer_html, provenance
-from r2d_core.records import Completion, write_json_atomic
+from r2d_core.records import Completion, read_json_lines, write_json_atomic
 from r2d_core.toy.arms import reasoning_steps
 from r2d_core.toy.base import BaseConfig
 from r2d_core.toy.data import base_examples
@@ -195,7 +195,7 @@ config = BaseConfig(world_seed=world_seed, seed=base_seed, hidden_size=hidden_si
 result, gate = train_base(config, BaseTraining(steps, batch_size, learning_rate), output_dir)
 
 # %% tags=["hide-input"]
-log = pd.read_json(result.log, lines=True)
+log = pd.DataFrame(read_json_lines(result.log))
 plots.training_curves(
     log[["step", "cross_entropy"]].dropna().assign(method="vanilla"),
     alt="Cross-entropy of the base model over its training steps, falling towards zero.",
@@ -213,7 +213,7 @@ display(plots.table(gate_table, index=False))
 gate.require(gate_accuracy)
 
 # %% tags=["hide-input"]
-record = provenance(parameters, [base_seed], started)
+record = provenance(parameters, [base_seed], started, trained_by=result.sources)
 write_json_atomic(Path(output_dir) / "world.json", record)
 display(HTML(footer_html(record)))
 assert set(KINDS) > BANNED_KINDS

@@ -48,8 +48,9 @@ from IPython.display import HTML, display
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from r2d_core import plots
+from r2d_core.errors import InputError
 from r2d_core.pivots import NEW_TOKENS, PIVOT_TOKENS, expand_vocabulary
-from r2d_core.provenance import footer_html, provenance
+from r2d_core.provenance import footer_html, provenance, source_sha256
 from r2d_core.records import atomic_directory, write_json_atomic
 from r2d_core.tokenization import require_chat_template
 from r2d_core.toy.measure import identity, load
@@ -58,6 +59,12 @@ from r2d_core.toy.stages import default_base, note_made
 source = checkpoint or default_base()
 model, tokenizer = load(source)
 require_chat_template(tokenizer)
+if new := [t for t in NEW_TOKENS if t in probe and t not in tokenizer.get_vocab()]:
+    raise InputError(
+        f"parameter 'probe': expected old text, found the new token {new[0]}; take it out"
+    )
+if not tokenizer.encode(probe, add_special_tokens=False):
+    raise InputError("parameter 'probe': expected a text, got one without a token; write a word")
 old_model, old_tokenizer = copy.deepcopy(model), copy.deepcopy(tokenizer)
 
 # %% [markdown]
@@ -145,7 +152,7 @@ folder = Path(output_dir)
 with atomic_directory(folder / "model") as target:
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
-note_made(folder, checkpoint=identity(source), init=init, seed=seed)
+note_made(folder, [source_sha256()], checkpoint=identity(source), init=init, seed=seed)
 again = AutoModelForCausalLM.from_pretrained(folder / "model")
 again_tokenizer = AutoTokenizer.from_pretrained(folder / "model")
 with torch.no_grad():

@@ -57,7 +57,7 @@ from r2d_core.checking import unknown
 from r2d_core.errors import InputError
 from r2d_core.pivots import PivotIds
 from r2d_core.provenance import footer_html, provenance
-from r2d_core.records import write_json_atomic
+from r2d_core.records import read_json_lines, write_json_atomic
 from r2d_core.tokenization import encode_example
 from r2d_core.toy.arms import ARMS, VANILLA, safety_prompts, write_example
 from r2d_core.toy.language import make_language
@@ -148,7 +148,7 @@ results = {
 # %% tags=["hide-input"]
 logs = []
 for seed, result in results.items():
-    log = pd.read_json(result.log, lines=True)
+    log = pd.DataFrame(read_json_lines(result.log))
     columns = ["step", "cross_entropy"]
     if arm.pivots:
         columns += ["pivot_loss", *(f"pivot_accuracy_{c}" for c in ("safe", "unsafe", "rethink"))]
@@ -176,6 +176,7 @@ kept = {
 display(plots.table(pd.DataFrame(kept).rename(columns=lambda seed: f"seed {seed}")))
 
 # %% tags=["hide-input"]
-record = provenance(parameters, seeds, started)
+sources = {source for result in results.values() for source in result.sources}
+record = provenance(parameters, seeds, started, trained_by=sources)
 write_json_atomic(Path(output_dir) / "trained.json", record)
 display(HTML(footer_html(record)))

@@ -64,6 +64,9 @@ import pandas as pd
 from IPython.display import HTML, Markdown, display
 
 from r2d_core import plots
+from r2d_core.attacks import ATTACKS
+from r2d_core.checking import unknown
+from r2d_core.errors import InputError
 from r2d_core.generation import Request
 from r2d_core.generation.trace import pivot_probabilities
 from r2d_core.metrics import pooled_rate, rate_matrix
@@ -73,6 +76,9 @@ from r2d_core.toy.arms import ARMS, TITLES
 from r2d_core.toy.measure import load, measure_attacks
 from r2d_core.toy.stages import find_checkpoint
 
+for name in attacks:
+    if name not in ATTACKS:
+        raise InputError(unknown("attack", name, ATTACKS))
 gcg = {"steps": gcg_steps, "candidates": gcg_candidates, "suffix_tokens": 6, "top_k": 32}
 settings = {"refinement": {"queries": refinement_queries}, "gcg_answer": gcg, "gcg_pivot": gcg}
 models = {

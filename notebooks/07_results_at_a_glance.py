@@ -137,14 +137,17 @@ plots.outcome_bars(
 
 # %% tags=["hide-input"]
 look_alikes = results.benign[results.benign["attack"].isin(LOOK_ALIKES)]
-over_refusal = plots.over_refusal_vs_asr(
-    results.attacks[results.attacks["attack"].isin(results.common_attacks)],
-    look_alikes,
-    alt="Each method's attack success rate against its refusals of harmless look-alikes, with "
-    "Wilson 95% intervals; bottom left is best.",
-)
-over_refusal.save(output / "over_refusal.svg")
-over_refusal
+if results.common_attacks:
+    over_refusal = plots.over_refusal_vs_asr(
+        results.attacks[results.attacks["attack"].isin(results.common_attacks)],
+        look_alikes,
+        alt="Each method's attack success rate against its refusals of harmless look-alikes, with "
+        "Wilson 95% intervals; bottom left is best.",
+    )
+    over_refusal.save(output / "over_refusal.svg")
+    display(over_refusal)
+else:
+    display(Markdown("*No figure: direct requests left out, no attack was met by all methods.*"))
 
 # %% [markdown]
 # ## Harmless requests
@@ -182,10 +185,14 @@ display(plots.table(spent.rename(index=TITLES), number="{:.1f}"))
 # pivots in each place. The colour of a step is that of the pivot that ends it.
 
 # %% tags=["hide-input"]
-trained = sorted(experiment.glob("base*/r2d/training/seed*/model"))
-if trained:
-    model, tokenizer = load(trained[0])
-    run = next(iter(results.runs["r2d"].values()))
+run_of_model = {
+    experiment / f"base{base}" / "r2d" / "training" / f"seed{seed}" / "model": run
+    for (base, seed), run in results.runs.get("r2d", {}).items()
+}
+there = [path for path in run_of_model if path.is_dir()]
+if there:
+    model, tokenizer = load(there[0])
+    run = run_of_model[there[0]]
     subject = next(v.behavior_id for v in run.verdicts if "new_pair" in v.behavior_id)
     for completion, verdict in zip(run.completions, run.verdicts, strict=True):
         wanted = ("direct", "wrapper", "prefill_lead", "forged_reasoning")

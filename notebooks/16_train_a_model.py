@@ -75,7 +75,7 @@ from r2d_core.parameter_sets import launch_training, read_parameter_set, train_p
 from r2d_core.pivots import PivotIds
 from r2d_core.planning import Sharing
 from r2d_core.provenance import footer_html, provenance
-from r2d_core.records import write_text_atomic
+from r2d_core.records import read_json, read_json_lines, write_text_atomic
 from r2d_core.toy.base import LONGEST_ANSWER
 from r2d_core.toy.stages import default_base, toy_parameter_set
 
@@ -149,7 +149,7 @@ else:
     display(Markdown(f"**{report.kept} of {report.rows} rows** of the data were learnt from."))
     if report.defects:
         display(plots.table(report.table(), index=False))
-    log = pd.read_json(folder / "run" / "log.jsonl", lines=True)
+    log = pd.DataFrame(read_json_lines(folder / "run" / "log.jsonl"))
     names = ["step", "cross_entropy", "pivot_loss"]
     names += [name for name in log if name.startswith("pivot_accuracy_")]
     display(
@@ -178,4 +178,6 @@ if not only_plan:
         display(plots.table(answers, index=False))
 
 # %% tags=["hide-input"]
-display(HTML(footer_html(provenance(parameters, [0], started))))
+trained = {} if only_plan else read_json(folder / "run" / "training.json")
+sources = trained.get("source_sha256", [])
+display(HTML(footer_html(provenance(parameters, [0], started, trained_by=sources))))

@@ -20,6 +20,8 @@ from torch import nn
 
 from r2d_core.batching import Row
 from r2d_core.errors import InputError
+from r2d_core.provenance import source_sha256
+from r2d_core.records import read_json, write_json_atomic
 
 WHOLE = "whole"
 """The file written last into a checkpoint: one without it was cut off."""
@@ -48,6 +50,22 @@ def last_whole_checkpoint(checkpoints: Path, *, remove_broken: bool) -> str | No
     return str(whole[-1]) if whole else None
 
 
+def sources_of(checkpoints: Path, *, resumed: bool, note: bool) -> list[str]:
+    """The code of all sessions of a run, each a `source_sha256`, this one's among them.
+
+    ``note`` writes it down for a session that goes on from here. Checkpoints that say nothing of it
+    count as "unknown".
+    """
+    file = checkpoints / "sources.json"
+    before = []
+    if resumed:
+        before = list(read_json(file)["source_sha256"]) if file.is_file() else ["unknown"]
+    sources = list(dict.fromkeys([*before, source_sha256()]))
+    if note:
+        write_json_atomic(file, {"source_sha256": sources})
+    return sources
+
+
 def finished_record(output: Path, run: str) -> dict[str, Any] | None:
     """What ``output``/training.json says of the run named ``run``; None where it is not finished.
 
@@ -60,7 +78,8 @@ def finished_record(output: Path, run: str) -> dict[str, Any] | None:
         record = json.loads(path.read_text(encoding="utf-8"))
         if record["run"] != run:
             return None
-        return {name: record[name] for name in ("run", "steps", "seconds", "metrics")}
+        known = {name: record[name] for name in ("run", "steps", "seconds", "metrics")}
+        return known | {"sources": record.get("source_sha256", ["unknown"])}
     except (ValueError, KeyError, TypeError):
         raise InputError(
             f"{path}: not the record of a training run; remove it to train again"

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,6 +109,12 @@ def check_values(values: Mapping[str, Any], declared: Mapping[str, Parameter]) -
 
 
 def _mend(value: Any, annotation: Any) -> str:
+    if mismatch(0.5, annotation) is None and isinstance(value, str):
+        if re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d{1,2})?", value):
+            return (
+                f"; write {_with_point(float(value))}, without quotes: YAML's floats have a point"
+            )
+        return "; write a number, such as 0.5, without quotes"
     if mismatch("", annotation) is None and isinstance(value, int | float):
         return "; quote it in YAML, or give it to papermill with -r instead of -p"
     if mismatch([], annotation) is None and isinstance(value, str):
@@ -115,6 +122,12 @@ def _mend(value: Any, annotation: Any) -> str:
     if mismatch({}, annotation) is None and isinstance(value, str | list):
         return "; write {a: {}} in YAML, or give it to papermill with -y 'name: {a: {}}'"
     return ""
+
+
+def _with_point(number: float) -> str:
+    """The number as YAML reads it: 7.0e-4, 2.0."""
+    text = repr(number)
+    return text if "." in text else text.replace("e", ".0e")
 
 
 def _first_line(source: str) -> str:

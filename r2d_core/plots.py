@@ -2,9 +2,10 @@
 
 A figure is an inline SVG: its text and lines take the page's own colour (``currentColor``), its
 background is transparent and its text stays text, so one drawing reads in the light and the dark
-theme, can be searched, and needs no image file. Colours are Okabe and Ito's, which the common forms
-of colour blindness keep apart, and no figure relies on colour alone: markers, hatches or printed
-numbers say the same. Rates come with Wilson 95% intervals. Names and tokens are untrusted text:
+theme, can be searched, and needs no image file. Colours follow Okabe and Ito's, darkened until they
+stand out from either background (WCAG's 3:1 for graphics); the common forms of colour blindness
+keep them apart, and no figure relies on colour alone: markers, hatches or printed numbers say the
+same. Rates come with Wilson 95% intervals. Names and tokens are untrusted text:
 nothing in them is read as markup or as mathematics.
 
 The tables have the columns of an evaluation's ``table.csv``: method, base_seed, seed, attack,
@@ -36,16 +37,17 @@ from r2d_core.metrics import wilson_interval
 from r2d_core.pivots import RETHINK, SAFE, UNSAFE
 from r2d_core.records import write_text_atomic
 
-# Okabe and Ito (2008), in an order that keeps the methods most often compared furthest apart.
-BLUE, VERMILLION, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
-SKY, PURPLE, YELLOW, GREY = "#56B4E9", "#CC79A7", "#F0E442", "#888888"
+# After Okabe and Ito (2008), whose orange, sky blue and yellow are too pale for a line on white: a
+# brown, a darker blue and an olive are in their places.
+BLUE, VERMILLION, GREEN, BROWN = "#0072B2", "#D55E00", "#009E73", "#936525"
+SKY, PURPLE, OLIVE, GREY = "#2F95C9", "#CC79A7", "#8B9325", "#6F6F6F"
 # Drawn in place of the text colour, and turned into `currentColor` once matplotlib is done.
 INK = "#010203"
 
 METHODS = {  # name in tables -> (label, colour, marker); the order is the order of the figures
     "vanilla": ("no safety training", GREY, "o"),
-    "refusal": ("refusal tuning", ORANGE, "s"),
-    "refusal_recovery": ("refusal + recovery", YELLOW, "p"),
+    "refusal": ("refusal tuning", BROWN, "s"),
+    "refusal_recovery": ("refusal + recovery", OLIVE, "p"),
     "r2d": ("R2D", BLUE, "D"),
     "r2d_no_cpo": ("R2D without CPO", SKY, "^"),
     "r2d_upweighted": ("R2D, pivots up-weighted", GREEN, "P"),
@@ -463,7 +465,7 @@ def training_data(table: pd.DataFrame, *, alt: str, title: str = "") -> Figure:
             axes.set_ylabel("trajectories")
             axes.grid(axis="y", alpha=0.18, linewidth=0.6)
         bars = pivots.barh(
-            list(counts), list(counts.values()), color=[GREEN, VERMILLION, ORANGE], height=0.6
+            list(counts), list(counts.values()), color=[GREEN, VERMILLION, BROWN], height=0.6
         )
         pivots.bar_label(bars, padding=3)
         pivots.invert_yaxis()

@@ -6,6 +6,7 @@ table of results: those are equal byte for byte when a run is repeated.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import html
 import json
@@ -13,7 +14,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -41,21 +42,28 @@ LIBRARIES = (
 
 
 def provenance(
-    parameters: Mapping[str, Any], seeds: Sequence[int], started: datetime
+    parameters: Mapping[str, Any],
+    seeds: Sequence[int],
+    started: datetime,
+    *,
+    trained_by: Iterable[str] = (),
 ) -> dict[str, Any]:
     """The record of a run that ends now, as JSON values.
 
     ``started`` is ``datetime.now(UTC)`` of the run's beginning (without a zone: local time).
     ``commit`` and ``dirty`` come from git; outside a checkout from the environment variable
-    R2D_COMMIT, else "unknown" and null. ``source_sha256`` covers the package's Python files, so two
-    runs of one uncommitted state can still be told to be of one state.
+    R2D_COMMIT, else "unknown" and null. ``source_sha256`` is `source_sha256`, so two runs of one
+    uncommitted state can still be told to be of one state. ``trained_by`` are those of the code
+    that trained the run's models, which may lie there from earlier: its commit is not known here.
     """
     ended = datetime.now(UTC)
     commit, dirty = _commit()
+    trained = sorted(set(trained_by))
     return {
         "commit": commit,
         "dirty": dirty,
         "source_sha256": source_sha256(),
+        **({"trained_by_source_sha256": trained} if trained else {}),
         "parameters": dict(parameters),
         "seeds": list(seeds),
         "started": started.astimezone(UTC).isoformat(timespec="seconds"),
@@ -73,6 +81,8 @@ def footer_html(record: Mapping[str, Any]) -> str:
         f"Made from commit {str(record['commit'])[:12]}{dirty}, "
         f"{record['ended']}, in {record['seconds']} s"
     )
+    if set(record.get("trained_by_source_sha256", [])) - {record["source_sha256"]}:
+        summary += "; models trained earlier, by other code"
     rows = []
     for key, value in record.items():
         parts = value.items() if isinstance(value, Mapping) else [("", value)]
@@ -108,13 +118,35 @@ def _commit() -> tuple[str, bool | None]:
 
 
 def source_sha256() -> str:
-    """The hash of the package's Python files, their names included."""
+    """The hash of the package's files, its Python sources and the prompts beside them, as they were
+    when this process began: what is edited later is not what it runs.
+    """
+    return _hash_of(PACKAGE)
+
+
+@functools.cache
+def _hash_of(package: Path) -> str:
     digest = hashlib.sha256()
-    for file in sorted(PACKAGE.rglob("*.py")):
+    for file in package_files(package):
         content = file.read_bytes()
-        digest.update(f"{file.relative_to(PACKAGE).as_posix()}\0{len(content)}\0".encode())
+        digest.update(f"{file.relative_to(package).as_posix()}\0{len(content)}\0".encode())
         digest.update(content)
     return digest.hexdigest()
+
+
+def package_files(package: Path) -> list[Path]:
+    """All files of a package that count, sorted: none that Python or an editor leaves there."""
+    return sorted(
+        file
+        for file in package.rglob("*")
+        if file.is_file()
+        and file.parent.name != "__pycache__"
+        and not file.name.startswith(".")
+        and not file.name.endswith("~")
+    )
+
+
+_hash_of(PACKAGE)
 
 
 def _versions() -> dict[str, str]:

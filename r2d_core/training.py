@@ -8,7 +8,8 @@ leaves in ``output_dir``
                     adapters are merged into it
     adapter/        with LoRA: the adapters alone, as PEFT saves them, and the tokenizer
     log.jsonl       what was measured, one JSON object a line
-    training.json   the finished run: configuration, steps, seconds, last metrics
+    training.json   the finished run: configuration, steps, seconds, last metrics, and the hash of
+                    the code that trained it
 
 and while it runs ``checkpoints-<run>/``, where <run> is a fingerprint of configuration, data and
 initial model. A killed run goes on from its last whole checkpoint and ends as if it had not been
@@ -60,7 +61,13 @@ from r2d_core.adapters import (
 from r2d_core.anchor import BENIGN_LABELS, AnchorCollator, FrozenBase, is_benign
 from r2d_core.batching import TARGETS, PackingCollator, Row, TargetsCollator, WindowSampler
 from r2d_core.checking import mismatch
-from r2d_core.checkpoints import WHOLE, fingerprint, finished_record, last_whole_checkpoint
+from r2d_core.checkpoints import (
+    WHOLE,
+    fingerprint,
+    finished_record,
+    last_whole_checkpoint,
+    sources_of,
+)
 from r2d_core.errors import InputError
 from r2d_core.losses import Contrast, Impl, R2DLoss, r2d_loss
 from r2d_core.output_layer import OutputLayer
@@ -171,7 +178,8 @@ class TrainConfig:
 class TrainResult:
     """A finished run. ``seconds`` are those spent training, over all sessions of a resumed run;
     ``metrics`` are the last of each kind in the log: those of the last training steps, and under
-    ``eval_…`` those of the evaluation split.
+    ``eval_…`` those of the evaluation split; ``sources`` the code that trained, each session's
+    `source_sha256`.
     """
 
     model_dir: Path
@@ -180,6 +188,7 @@ class TrainResult:
     steps: int
     seconds: float
     metrics: dict[str, float]
+    sources: list[str]
 
 
 def train(
@@ -265,9 +274,11 @@ def train(
             )
             run_log.trainer = trainer
             first = trainer.is_world_process_zero()
-            trainer.train(
-                resume_from_checkpoint=last_whole_checkpoint(checkpoints, remove_broken=first)
+            last = last_whole_checkpoint(checkpoints, remove_broken=first)
+            sources = sources_of(
+                checkpoints, resumed=last is not None, note=first and config.save_steps > 0
             )
+            trainer.train(resume_from_checkpoint=last)
         except BaseException:  # an interrupted cell, say, which will be run again
             if adapted is not None:
                 remove_adapters(adapted)
@@ -284,7 +295,9 @@ def train(
     metrics = {name: value for line in history for name, value in line.items()}
     steps, seconds = trainer.state.global_step, metrics.pop("seconds")
     del metrics["step"], metrics["epoch"]
-    result = TrainResult(output / "model", output / "log.jsonl", run, steps, seconds, metrics)
+    result = TrainResult(
+        output / "model", output / "log.jsonl", run, steps, seconds, metrics, sources
+    )
     # A collective: every process takes part, the first has it whole.
     state = trainer.accelerator.get_state_dict(trainer.model_wrapped) if trainer.sharded else None
     if first:
@@ -316,6 +329,7 @@ def train(
                 "steps": steps,
                 "seconds": seconds,
                 "metrics": metrics,
+                "source_sha256": sources,
             },
         )
         shutil.rmtree(checkpoints, ignore_errors=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -112,11 +113,10 @@ def test_a_broken_checkpoint(tmp_path: Path) -> None:
 
 def test_a_misspelt_attack(tmp_path: Path) -> None:
     out = tmp_path / "out.ipynb"
-    tiny_model("word", tiny_tokenizer("word")).save_pretrained(tmp_path / "model")
     done = run_notebook(
         "04_attack_evaluation",
         out,
-        f"checkpoint: {tmp_path}/model",
+        f"checkpoint: {tmp_path}/nowhere",  # found before any model is read or trained
         "attacks: [direct, prefil_lead]",
         f"output_dir: {tmp_path}/attacks",
     )
@@ -156,6 +156,23 @@ def test_a_truncated_line_of_results(tmp_path: Path) -> None:
     assert (attacks / "seed0" / "completions.jsonl").read_text() == lines
 
 
+def test_a_probe_with_new_tokens(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer("word")
+    tiny_model("word", tokenizer).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    done = run_notebook(
+        "02_vocabulary_expansion",
+        tmp_path / "out.ipynb",
+        f"checkpoint: {tmp_path}/model",
+        "probe: 'the [SAFE] request'",
+        f"output_dir: {tmp_path}/expanded",
+    )
+    assert done.returncode == 1
+    said = complaint(done)
+    assert "parameter 'probe': expected old text, found the new token [SAFE]; take it out" in said
+    assert not (tmp_path / "expanded").exists()
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [
@@ -193,3 +210,36 @@ def test_an_experiment_is_refused_before_anything_runs(
     )  # fmt: skip
     assert done.returncode == 2
     assert "mine.yaml" in complaint(done) and all(word in complaint(done) for word in says)
+
+
+def test_plain_papermill_ends_with_the_same_line(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "papermill", "--kernel", "python3", "--cwd", str(ROOT)),
+            *("notebooks/04_attack_evaluation.ipynb", str(tmp_path / "out.ipynb")),
+            *("-y", "atacks: [direct]"),
+        ],
+        cwd=ROOT, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("InputError: unknown parameter 'atacks', did you mean 'attacks'?")
+
+
+def test_make_ends_with_the_same_line(tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("sedes: [0]\n")
+    bad = os.path.relpath(tmp_path / "bad", ROOT / "experiments")
+    for experiment, says in (
+        ("toyy", "experiments/toyy.yaml: no such experiment; in experiments there are: "),
+        (bad, "bad.yaml: unknown key 'sedes'"),
+    ):
+        done = subprocess.run(
+            [
+                *("make", "--assume-old=.venv/installed", "book", f"EXPERIMENT={experiment}"),
+                f"BIN={Path(sys.executable).parent}",
+            ],
+            cwd=ROOT, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 2
+        ours = [line for line in done.stderr.splitlines() if not line.startswith("make")]
+        assert len(ours) == 1 and ours[0].startswith("error: ") and says in ours[0], done.stderr

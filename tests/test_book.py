@@ -254,6 +254,42 @@ def test_a_page_offers_the_data_of_its_run(book):
     assert "cells.csv" in (html / "runs/index.html").read_text()
 
 
+def test_a_page_offers_what_lies_deeper_and_what_is_committed(tmp_path):
+    results, staged = tmp_path / "results" / "toy", tmp_path / "staged"
+    files = (
+        "results/toy/base0/r2d/attacks/table.csv",
+        "results/toy/base0/r2d/attacks/seed0/completions.jsonl",
+        "results/toy/base0/r2d/attacks/seed0/model/config.json",
+        "results/toy/base0/r2d/attacks/seed0/checkpoints-12/sources.json",
+        "results/toy/base0/r2d/attacks/finished.json",
+        "results/toy/base0/r2d/attacks/.left/table.csv",
+        "book/attacks/field.csv",
+        "benchmarks/results/loss-cpu.json",
+    )
+    for file in files:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text(file)
+
+    def offered(name: str, output_dir: str = "") -> list[str]:
+        notebook = new_notebook(cells=[new_markdown_cell("# A title")])
+        notebook.metadata.papermill = {"parameters": {"output_dir": output_dir}}
+        nbformat.write(notebook, tmp_path / "run.ipynb")
+        run = build_book.Run(name, None, None, tmp_path / "run.ipynb")
+        build_book._stage_notebook(run, results, staged, tmp_path, "page")
+        text = nbformat.read(staged / "page.ipynb", as_version=4).cells[-1].source
+        links = re.findall(r"{download}`(\S+) </(\S+)>`", text)
+        assert all((staged / place).read_text().endswith(name) for name, place in links)
+        return [name for name, _ in links]
+
+    assert offered("04_attack_evaluation", "results/toy/base0/r2d/attacks") == [
+        "seed0/completions.jsonl",
+        "table.csv",
+    ]
+    assert offered("13_the_fields_attacks") == ["field.csv"]
+    assert offered("09_the_loss") == ["loss-cpu.json"]
+    assert offered("11_authors_recipe") == []
+
+
 @pytest.mark.slow
 def test_launch_links_lead_to_the_sources(book):
     html = book / "_build" / "html"

@@ -15,7 +15,8 @@ from tiny_models import tiny_model
 from r2d_core.errors import InputError
 from r2d_core.metrics import wilson_interval
 from r2d_core.pivots import expand_vocabulary
-from r2d_core.records import Behavior, Completion, Verdict, write_jsonl
+from r2d_core.records import Behavior, Completion, Verdict, write_jsonl, write_text_atomic
+from r2d_core.toy import measure
 from r2d_core.toy.arms import METHODS
 from r2d_core.toy.base import make_tokenizer
 from r2d_core.toy.findings import findings
@@ -28,6 +29,7 @@ from r2d_core.toy.measure import (
     measure_attacks,
     measure_benign,
     paired_tests,
+    read_measurement,
 )
 from r2d_core.toy.results import Results, read_results
 from r2d_core.toy.stages import find_checkpoint
@@ -71,6 +73,68 @@ def test_a_measurement_is_written_read_and_made_anew(checkpoint: Path, tmp_path:
     assert (tmp_path / "a" / "completions.jsonl").stat().st_mtime_ns == written
     attack(checkpoint, tmp_path / "a", n_per_split=1)
     assert (tmp_path / "a" / "completions.jsonl").stat().st_mtime_ns > written
+
+
+def test_what_other_code_measured_is_not_taken_for_this_code_s(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attack(checkpoint, tmp_path / "a", attacks=["direct"], attack_settings={}, n_per_split=1)
+    before = (tmp_path / "a" / "settings.json").read_bytes()
+    monkeypatch.setattr(measure, "source_sha256", lambda: "after an edit")
+    with pytest.raises(InputError, match="measured by other code .* give another output_dir"):
+        attack(checkpoint, tmp_path / "a", attacks=["direct"], attack_settings={}, n_per_split=1)
+    assert (tmp_path / "a" / "settings.json").read_bytes() == before
+    monkeypatch.undo()
+    (tmp_path / "a" / "settings.json").write_bytes(before[:-9])
+    with pytest.raises(InputError, match=r"settings.json: expected a JSON object, found broken"):
+        attack(checkpoint, tmp_path / "a", attacks=["direct"], attack_settings={}, n_per_split=1)
+
+
+@pytest.mark.parametrize(
+    ("completions", "verdicts", "says"),
+    [
+        ("ab", "abc", "found 2 lines in completions.jsonl and 3 in verdicts.jsonl; .* measure"),
+        ("acb", "abc", r"verdicts.jsonl:2: expected the verdict on 'c' under 'direct'"),
+        ("abd", "abd", r"completions.jsonl:3: behavior 'd' is not one of those asked"),
+    ],
+)
+def test_completions_and_verdicts_go_together(
+    tmp_path: Path, completions: str, verdicts: str, says: str
+) -> None:
+    rows = [Completion(name, "direct", "p", "t") for name in completions]
+    write_jsonl(tmp_path / "completions.jsonl", rows)
+    said = ["refused"] * 3
+    write_jsonl(
+        tmp_path / "verdicts.jsonl", [Verdict(name, "direct", "j", *said) for name in verdicts]
+    )
+    with pytest.raises(InputError, match=says):
+        read_measurement(tmp_path, {name: Behavior(name, "p") for name in "abc"})
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "says"),
+    [
+        ("r2d/training/seed0/training.json", '{"steps": 3', r"training.json: expected a JSON"),
+        ("r2d/training/seed0/training.json", '{"steps": 3}', r"training.json: not the record"),
+        ("r2d/attacks/table.csv", "method,base_seed\nr2d,0\n", r"table.csv: .* column 'seed'"),
+        ("r2d/attacks/table.csv", "", r"table.csv: not a table"),
+        ("utility/table.csv", None, r"table.csv:2: a value is missing"),
+    ],
+)
+def test_results_cut_off_are_one_line(
+    tmp_path: Path, file: str, content: str | None, says: str
+) -> None:
+    table = "method,base_seed,seed,attack,split,scope,n,harmful,refused,correct,garbled\n"
+    table += "r2d,0,0,direct,seen,whole,0,0,0,0,0\n"
+    home = tmp_path / "base0"
+    for place in ("r2d/attacks/table.csv", "utility/table.csv"):
+        write_text_atomic(home / place, table)
+    for name in ("completions", "verdicts"):
+        write_text_atomic(home / f"r2d/attacks/seed0/{name}.jsonl", "")
+    read_results(tmp_path)
+    write_text_atomic(home / file, table[:-5] + "\n" if content is None else content)
+    with pytest.raises(InputError, match=says):
+        read_results(tmp_path)
 
 
 def test_methods_are_asked_only_what_has_a_meaning_for_them(

@@ -105,6 +105,13 @@ def test_no_declaration(shell: InteractiveShell) -> None:
         ("seed = True", "'seed': expected int, got True (bool)"),
         ("seed = 1.0", "'seed': expected int, got 1.0 (float)"),
         ("quick = 1", "'quick': expected bool, got 1 (int)"),
+        (
+            "rate = '7e-4'",
+            "'rate': expected float, got '7e-4' (str); write 0.0007, without quotes: YAML's",
+        ),
+        ("rate = '2e9'", "write 2000000000.0, without quotes"),
+        ("rate = '1e-5'", "write 1.0e-05, without quotes"),
+        ("rate = 'fast'", "got 'fast' (str); write a number, such as 0.5"),
         ("name = 7", "'name': expected str, got 7 (int); quote it in YAML, or give it to papermil"),
         ("attacks = 'direct'", "expected list[str], got 'direct' (str); write [a, b] in YAML"),
         ("attacks = ['direct', 1]", "'attacks': expected list[str], got ['direct', 1] (list)"),

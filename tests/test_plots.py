@@ -127,6 +127,29 @@ def test_a_figure_can_stand_in_a_page_of_either_theme(name):
     assert figure.markup in bundle["text/html"] and figure.alt in bundle["text/plain"]
 
 
+def luminance(colour: str) -> float:
+    """Relative luminance of "#rrggbb", as WCAG 2 defines it."""
+    parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+LOOKS = [look for _, *look in plots.METHODS.values()]
+
+
+@pytest.mark.parametrize("background", ["#ffffff", "#14181e"])  # the book's themes
+def test_every_colour_stands_out_from_either_background(background):
+    outcomes = [colour for colour, _ in plots.OUTCOMES.values()]
+    pivots = [colour for colour, _ in plots.PIVOTS.values()]
+    for colour in {*(colour for colour, _ in LOOKS), *outcomes, *pivots}:
+        low, high = sorted(luminance(each) for each in (colour, background))
+        assert (high + 0.05) / (low + 0.05) >= 3, (colour, background)
+
+
+def test_no_two_methods_look_alike():
+    assert len(LOOKS) == len({colour for colour, _ in LOOKS}) == len({m for _, m in LOOKS})
+
+
 def test_the_ids_of_two_figures_differ_and_those_of_one_are_stable():
     def ids(figure):
         return set(re.findall(r'\bid="([^"]+)"', figure.markup))

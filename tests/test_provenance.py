@@ -77,12 +77,35 @@ def test_an_installed_copy_inside_another_repository_is_not_that_commit(
 
 
 def test_the_source_hash_follows_content_and_names(checkout: Path) -> None:
-    first = record()["source_sha256"]
-    assert record()["source_sha256"] == first
+    def of_a_new_process() -> str:
+        room._hash_of.cache_clear()
+        return str(record()["source_sha256"])
+
+    first = of_a_new_process()
+    assert of_a_new_process() == first
     (checkout / "provenance.py").write_text("x = 2\n")
-    second = record()["source_sha256"]
+    assert record()["source_sha256"] == first  # an edit while it runs is not what runs
+    second = of_a_new_process()
     (checkout / "provenance.py").rename(checkout / "other.py")
-    assert len({first, second, record()["source_sha256"]}) == 3
+    third = of_a_new_process()
+    (checkout / "prompts").mkdir()
+    (checkout / "prompts" / "judge.txt").write_text("Is it harmful?")  # decides results as well
+    fourth = of_a_new_process()
+    assert len({first, second, third, fourth}) == 4
+    (checkout / "__pycache__").mkdir()
+    (checkout / "__pycache__" / "provenance.cpython-311.pyc").write_bytes(b"0")
+    (checkout / ".prompts.swp").write_text("")
+    assert of_a_new_process() == fourth
+
+
+def test_models_that_other_code_trained_are_told(checkout: Path) -> None:
+    now = room.source_sha256()
+    start = datetime.now(UTC)
+    assert "trained_by_source_sha256" not in provenance({}, [], start)
+    same = provenance({}, [], start, trained_by=[now, now])
+    assert same["trained_by_source_sha256"] == [now] and "other code" not in footer_html(same)
+    other = provenance({}, [], start, trained_by=[now, "before"])
+    assert "models trained earlier, by other code" in footer_html(other)
 
 
 def test_it_imports_nothing_heavy() -> None:

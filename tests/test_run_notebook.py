@@ -13,6 +13,9 @@ import nbformat
 import psutil
 import pytest
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "experiments"))
+from run_notebook import fingerprint
+
 ROOT = Path(__file__).resolve().parents[1]
 RUN = [sys.executable, str(ROOT / "experiments" / "run_notebook.py")]
 
@@ -79,6 +82,7 @@ def test_parameters_kernel_and_place_of_a_run(tmp_path):
         (["-y", "words: x"], "parameter 'words': expected list[str], got 'x' (str)"),
         (["-y", "words: [x"], "-y: not valid YAML"),
         (["-y", "just text"], "-y: expected `name: value`, got str"),
+        (["-y", "words: 2026-13-45"], "-y: not valid YAML: month must be in 1..12"),
         (["-f", "absent.yaml"], "cannot read absent.yaml"),
         (["--depends-on", "absent.txt"], "cannot read absent.txt"),
     ],
@@ -151,6 +155,19 @@ def test_earlier_results_stay_only_if_they_came_from_the_same(tmp_path):
     assert (results / "finished.json").exists()
     source.write_text("2")
     assert kept("other") == "False"
+
+
+def test_the_prompts_of_a_package_count_as_its_code(tmp_path):
+    package = tmp_path / "package"
+    (package / "prompts").mkdir(parents=True)
+    (package / "code.py").write_text("x = 1\n")
+    (package / "prompts" / "judge.txt").write_text("Is it harmful?")
+    before = fingerprint({}, [package])
+    (package / "__pycache__").mkdir()
+    (package / "__pycache__" / "code.cpython-311.pyc").write_bytes(b"0")
+    assert fingerprint({}, [package]) == before
+    (package / "prompts" / "judge.txt").write_text("Is it?")
+    assert fingerprint({}, [package]) != before
 
 
 @pytest.mark.parametrize("victim", ["parent", "group", "terminated"])

@@ -106,7 +106,10 @@ def test_a_killed_experiment_ends_with_the_same_tables(unbroken, tmp_path):
     assert 0 < len(before) < len(finished(unbroken))
     run_to_the_end(broken)
     assert finished(broken).keys() == finished(unbroken).keys()
-    assert {mark: finished(broken)[mark] for mark in before} == before  # not done again
+    # Of the two jobs at a time Snakemake may have been killed before it noted that they had ended,
+    # and then runs them again; all others are not done again.
+    noted = dict(sorted(before.items(), key=lambda mark: mark[1])[:-2])
+    assert noted and {mark: finished(broken)[mark] for mark in noted} == noted
     assert tables(unbroken)
     assert tables(broken) == tables(unbroken)
 

@@ -11,9 +11,10 @@ import torch
 
 from r2d_core.errors import InputError
 from r2d_core.pivots import PIVOT_TOKENS, PivotIds
-from r2d_core.records import write_text_atomic
+from r2d_core.records import write_json_atomic, write_text_atomic
 from r2d_core.toy import stages
-from r2d_core.toy.base import BaseConfig
+from r2d_core.toy.base import BaseConfig, base_rows, make_tokenizer
+from r2d_core.toy.language import make_language
 from r2d_core.toy.measure import load, measure_benign
 from r2d_core.toy.stages import (
     ArmTraining,
@@ -120,6 +121,20 @@ def test_the_evaluation_split_holds_no_prompt_that_is_learned(
     assert not prompts(given["train"]) & prompts(given["held_out"])
 
 
+def test_the_base_model_is_evaluated_on_prompts_that_it_has_not_learned() -> None:
+    tokenizer = make_tokenizer(make_language(SMALL.world_seed))
+    rows, held_out = base_rows(SMALL, tokenizer, 8000)
+
+    def prompts(rows: list[dict[str, list[int]]]) -> set[tuple[int, ...]]:
+        return {
+            tuple(i for i, label in zip(r["input_ids"], r["labels"], strict=True) if label == -100)
+            for r in rows
+        }
+
+    assert len(rows) == 8000 and len(held_out) == 256
+    assert not prompts(rows) & prompts(held_out)
+
+
 @pytest.mark.parametrize("method", ["r2", "vanilla"])
 def test_methods_that_are_not_trained(method: str, grid: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=f"unknown method to train '{method}'"):
@@ -139,6 +154,8 @@ def test_a_model_made_otherwise_is_neither_taken_nor_written_over(
     monkeypatch.setattr(stages, "BaseConfig", lambda: SMALL)
     monkeypatch.setattr(stages, "BaseTraining", lambda: SHORT)
     shutil.copytree(grid / "world", stages.INTERACTIVE / "base0" / "world")
+    gate = {"right": {"how-to": 199}, "asked": {"how-to": 200}}
+    write_json_atomic(stages.INTERACTIVE / "base0" / "world" / "gate.json", gate)
     assert stages.default_base() == stages.INTERACTIVE / "base0" / "world" / "model"
     assert stages.identity(stages.default_base()) == stages.identity(base)
     shutil.copytree(grid / "expanded", stages.INTERACTIVE / "base0" / "expanded")
@@ -162,6 +179,52 @@ def test_a_model_made_otherwise_is_neither_taken_nor_written_over(
         stages.default_expanded()
     with pytest.raises(InputError, match="world_seed: the default models know language 0, not 3"):
         find_checkpoint("", "", "r2d", 0, 3)
+
+
+@pytest.fixture
+def interactive(grid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with the grid's untaught base model in the place of the default one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(stages, "BaseConfig", lambda: SMALL)
+    monkeypatch.setattr(stages, "BaseTraining", lambda: SHORT)
+    shutil.copytree(grid / "world", stages.INTERACTIVE / "base0" / "world")
+    return stages.INTERACTIVE / "base0" / "world"
+
+
+def test_a_base_model_that_fails_its_gate_is_refused_at_every_call(interactive: Path) -> None:
+    for _ in range(2):
+        with pytest.raises(InputError, match="the base model fails its gate"):
+            stages.default_base()
+    (interactive / "gate.json").write_text('{"right": {"how-to"')
+    with pytest.raises(InputError, match=r"gate.json: expected a JSON object"):
+        stages.default_base()
+    (interactive / "gate.json").write_text('{"right": {}, "asked": {"how-to": 200}}')
+    with pytest.raises(InputError, match=r"gate.json: not the record of a gate"):
+        stages.default_base()
+
+
+def test_a_stage_killed_before_its_record_is_finished_by_the_next_call(
+    interactive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages, "GATE", 0.0)
+    before = written(interactive)
+    (interactive / "made.json").unlink()
+    assert stages.default_base() == interactive / "model"
+    assert written(interactive) == before and (interactive / "made.json").is_file()
+
+
+def test_a_model_that_other_code_made_is_refused(
+    interactive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages, "GATE", 0.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "source_sha256", lambda: "after an edit")
+        with pytest.raises(InputError, match="made by other code .*: delete the folder"):
+            stages.default_base()
+    # Nor is a model that another run has put there meanwhile taken for the one on record.
+    (interactive / "model" / "model.safetensors").write_bytes(b"another")
+    with pytest.raises(InputError, match=r"not the default one \(another model"):
+        stages._made(interactive, lambda: None)
 
 
 def test_the_experiment_of_hand_opened_notebooks_is_the_toy_run_where_there_is_one(

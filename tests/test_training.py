@@ -28,6 +28,7 @@ from r2d_core import training
 from r2d_core.batching import PackingCollator, TargetsCollator
 from r2d_core.errors import InputError
 from r2d_core.pivots import expand_vocabulary
+from r2d_core.provenance import source_sha256
 from r2d_core.tokenization import Collator
 from r2d_core.training import R2DTrainer, TrainConfig, WindowSampler, train
 
@@ -263,7 +264,7 @@ def test_killed_run_ends_like_an_unbroken_one(tmp_path):
     assert not (broken / "model").exists() and not (broken / "training.json").exists()
     assert json.loads((broken / "log.jsonl").read_text().splitlines()[-1])["step"] == 5
     (checkpoints,) = broken.glob("checkpoints-*")
-    assert {path.name for path in checkpoints.iterdir()} == {"checkpoint-2", "checkpoint-4"}
+    assert {p.name for p in checkpoints.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4"}
     # As a kill in the middle of the next checkpoint would have left it.
     shutil.copytree(checkpoints / "checkpoint-4", checkpoints / "checkpoint-6")
     (checkpoints / "checkpoint-6" / training.WHOLE).unlink()
@@ -279,6 +280,7 @@ def test_killed_run_ends_like_an_unbroken_one(tmp_path):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(R2DTrainer, "training_step", counted)
+        patch.setattr("r2d_core.checkpoints.source_sha256", lambda: "an edit later")
         resumed = train(interrupted(broken), model, tokenizer, rows, rows[:5])
     assert min(steps) == 4
     expected = load_file(whole.model_dir / "model.safetensors")
@@ -286,6 +288,10 @@ def test_killed_run_ends_like_an_unbroken_one(tmp_path):
     assert all(torch.equal(actual[name], weight) for name, weight in expected.items())
     assert without_time(lines(resumed)) == without_time(lines(whole))
     assert resumed.run == whole.run and resumed.steps == whole.steps == 9
+    assert whole.sources == [source_sha256()]
+    assert resumed.sources == [source_sha256(), "an edit later"]  # both have trained it
+    again, tokenizer, _, rows = setup()
+    assert train(interrupted(broken), again, tokenizer, rows, rows[:5]) == resumed
     assert {path.name for path in broken.iterdir()} == {"model", "log.jsonl", "training.json"}
 
 

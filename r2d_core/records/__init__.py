@@ -12,6 +12,7 @@ What a suite knows beyond a record's fields is in ``metadata``, so that writing 
 format gives back what was read.
 """
 
+from r2d_core.records.documents import read_json, read_json_lines
 from r2d_core.records.harmbench import write_harmbench
 from r2d_core.records.jailbreakbench import Artifact, make_artifact, read_artifact
 from r2d_core.records.jsonl import (
@@ -45,6 +46,8 @@ __all__ = [
     "read_artifact",
     "read_behaviors",
     "read_completions",
+    "read_json",
+    "read_json_lines",
     "read_jsonl",
     "read_test_cases",
     "read_verdicts",

@@ -223,7 +223,7 @@ def _parse(line: bytes, cls: type[Record], place: str) -> Record:
     except (ValueError, RecursionError) as error:
         raise InputError(
             f"{place}: expected one JSON object a line, found broken JSON ({error}); "
-            "the line may be cut off: mend or delete it, or write the file again"
+            "the line may be cut off: mend it, or have the file written again"
         ) from None
     if not isinstance(values, dict):
         raise InputError(

@@ -30,6 +30,8 @@ from r2d_core.toy.splits import Splits, make_splits
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+EVALUATED = 256
+"""Rows of the base model's evaluation split."""
 LONGEST_ANSWER = 64
 """Tokens after which a toy answer is cut. The longest true response has 43."""
 
@@ -108,11 +110,16 @@ def encode(tokenizer: Any, examples: list[Example]) -> list[dict[str, list[int]]
 def base_rows(
     config: BaseConfig, tokenizer: Any, n: int
 ) -> tuple[list[dict[str, list[int]]], list[dict[str, list[int]]]]:
-    """``n`` training rows and 256 evaluation rows of the base model's data."""
+    """``n`` training rows and 256 evaluation rows of the base model's data.
+
+    No evaluation row has the prompt of a training row.
+    """
     language = make_language(config.world_seed)
     splits = make_splits(language, config.world_seed)
     train = base_examples(language, splits, n, seed=config.seed)
-    held = base_examples(language, splits, 256, seed=config.seed + 1_000_003)
+    learned = {example.prompt for example in train}
+    drawn = base_examples(language, splits, 8 * EVALUATED, seed=config.seed + 1_000_003)
+    held = [example for example in drawn if example.prompt not in learned][:EVALUATED]
     return encode(tokenizer, train), encode(tokenizer, held)
 
 

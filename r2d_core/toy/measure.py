@@ -2,10 +2,9 @@
 
 Each function measures one checkpoint and writes one folder: ``completions.jsonl`` (every text, as
 the model wrote it), ``verdicts.jsonl``, ``steps/`` (the journals of gradient attacks, random search
-and AutoDAN) and ``settings.json``, the last as the mark of completeness.
-A folder that is there with the same settings is read, not made again; settings do not cover the
-code, so after an edit of ``r2d_core`` a notebook run by hand wants a new ``output_dir`` (the grid
-sees to it).
+and AutoDAN) and ``settings.json``, the last as the mark of completeness. A folder that is there
+with the same settings is read, not made again; one that other code of ``r2d_core`` made is refused
+(the grid removes it first).
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from r2d_core.checking import unknown
 from r2d_core.errors import InputError
 from r2d_core.generation import TransformersGenerator, answer_directly, complete
 from r2d_core.metrics import mcnemar
+from r2d_core.provenance import source_sha256
 from r2d_core.records import (
     Behavior,
     Completion,
@@ -32,6 +32,7 @@ from r2d_core.records import (
     Verdict,
     atomic_directory,
     read_completions,
+    read_json,
     read_verdicts,
     write_json_atomic,
     write_jsonl,
@@ -294,16 +295,35 @@ def paired_tests(
 
 
 def read_measurement(folder: str | Path, behaviors: Mapping[str, Behavior]) -> Measurement:
-    """A measurement that one of the functions above wrote, InputError when it does not read.
+    """A measurement that one of the functions above wrote.
 
     ``behaviors`` may be empty where only verdicts and completions are wanted (not ``table``).
+    Raises InputError for files that do not read, do not go together line by line, or are about
+    other behaviors.
     """
     folder = Path(folder)
-    return Measurement(
-        dict(behaviors),
-        read_completions(folder / "completions.jsonl"),
-        read_verdicts(folder / "verdicts.jsonl"),
-    )
+    completions = read_completions(folder / "completions.jsonl")
+    verdicts = read_verdicts(folder / "verdicts.jsonl")
+    mend = f"lines may be missing: delete {folder} and measure again"
+    for line, (completion, verdict) in enumerate(zip(completions, verdicts, strict=False), start=1):
+        asked, judged = ((r.behavior_id, r.attack) for r in (completion, verdict))
+        if asked != judged:
+            raise InputError(
+                f"{folder / 'verdicts.jsonl'}:{line}: expected the verdict on "
+                f"{' under '.join(map(repr, asked))}, as completions.jsonl has it, found that on "
+                f"{' under '.join(map(repr, judged))}; {mend}"
+            )
+        if behaviors and completion.behavior_id not in behaviors:
+            raise InputError(
+                f"{folder / 'completions.jsonl'}:{line}: behavior {completion.behavior_id!r} is "
+                f"not one of those asked; {mend}"
+            )
+    if len(completions) != len(verdicts):
+        raise InputError(
+            f"{folder}: expected a verdict on every completion, found {len(completions)} lines in "
+            f"completions.jsonl and {len(verdicts)} in verdicts.jsonl; {mend}"
+        )
+    return Measurement(dict(behaviors), completions, verdicts)
 
 
 def _measured(
@@ -318,9 +338,18 @@ def _measured(
 ) -> Measurement:
     """What the functions above have in common; ``reach`` makes model and tokenizer a generator."""
     settings = json.loads(json.dumps(settings))
+    code = {"source_sha256": source_sha256()}
     record = output_dir / "settings.json"
-    if record.is_file() and json.loads(record.read_text()) == settings:
-        return read_measurement(output_dir, behaviors)
+    if record.is_file():
+        found = read_json(record)
+        measured_by = {"source_sha256": found.pop("source_sha256", "unknown")}
+        if found == settings and measured_by != code:
+            raise InputError(
+                f"{output_dir} was measured by other code (r2d_core has changed since): give "
+                "another output_dir, or delete it to measure anew"
+            )
+        if found == settings:
+            return read_measurement(output_dir, behaviors)
     from r2d_core.attacks import Target
 
     model, tokenizer = load(checkpoint)
@@ -338,7 +367,7 @@ def _measured(
             if journal.name.startswith(DEAR):
                 (Path(folder) / "steps").mkdir(exist_ok=True)
                 shutil.copyfile(journal, Path(folder) / "steps" / journal.name)
-        write_json_atomic(Path(folder) / "settings.json", settings)
+        write_json_atomic(Path(folder) / "settings.json", settings | code)
     shutil.rmtree(_progress(output_dir), ignore_errors=True)
     return Measurement(behaviors, completions, verdicts)
 

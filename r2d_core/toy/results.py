@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +9,10 @@ import pandas as pd
 
 from r2d_core.errors import InputError
 from r2d_core.metrics import Rate, holm, pooled_rate
+from r2d_core.records import read_json
 from r2d_core.toy.arms import METHODS
-from r2d_core.toy.measure import Measurement, paired_tests, read_measurement
+from r2d_core.toy.judge import LABELS
+from r2d_core.toy.measure import KEYS, Measurement, paired_tests, read_measurement
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def read_results(experiment_dir: str | Path) -> Results:
             f"{str(root)!r} holds no results (base*/<method>/attacks/table.csv and base*/utility/"
             "table.csv were expected); run the experiment, or correct experiment_dir"
         )
-    tables = [pd.read_csv(path) for path in attacked]
+    tables = [_table(path) for path in attacked]
     runs: dict[str, dict[tuple[int, int], Measurement]] = {}
     for path, table in zip(attacked, tables, strict=True):
         method, base_seed = str(table["method"].iloc[0]), int(table["base_seed"].iloc[0])
@@ -87,20 +88,42 @@ def read_results(experiment_dir: str | Path) -> Results:
             runs.setdefault(method, {})[base_seed, int(seed)] = run
     training = []
     for path in sorted(root.glob("base*/*/training/seed*/training.json")):
-        record = json.loads(path.read_text())
+        record = read_json(path)
+        try:
+            told = {"steps": record["steps"], "seconds": record["seconds"], **record["metrics"]}
+        except (KeyError, TypeError):
+            raise InputError(
+                f"{path}: not the record of a training run; remove it to train again"
+            ) from None
         training.append(
             {
                 "method": path.parents[2].name,
                 "base_seed": int(path.parents[3].name.removeprefix("base")),
                 "seed": int(path.parent.name.removeprefix("seed")),
-                "steps": record["steps"],
-                "seconds": record["seconds"],
-                **record["metrics"],
+                **told,
             }
         )
     return Results(
         pd.concat(tables, ignore_index=True),
-        pd.concat([pd.read_csv(path) for path in asked], ignore_index=True),
+        pd.concat([_table(path) for path in asked], ignore_index=True),
         runs,
         pd.DataFrame(training),
     )
+
+
+def _table(path: Path) -> pd.DataFrame:
+    """An evaluation's ``table.csv``, InputError where rows or parts of them are missing."""
+    try:
+        table = pd.read_csv(path)
+    except ValueError as error:  # pandas' own are
+        said = " ".join(str(error).split())
+        raise InputError(f"{path}: not a table ({said}); run again what writes it") from None
+    needed = [*KEYS, "n", *LABELS]
+    if missing := [name for name in needed if name not in table]:
+        raise InputError(
+            f"{path}: expected a table with the column {missing[0]!r}; run again what writes it"
+        )
+    for line, whole in enumerate(table[needed].notna().all(axis=1), start=2):
+        if not whole:
+            raise InputError(f"{path}:{line}: a value is missing; run again what writes it")
+    return table

@@ -1,14 +1,17 @@
 """The stages before evaluation: base model, expanded vocabulary, a trained arm.
 
-Each stage writes ``model`` into its folder, and ``made.json``, which says how. A stage that is
-already there with the same settings is not done again, so a notebook opened by hand can ask for
-whatever comes before it: with the default settings everything lands in ``results/interactive``. A
-model that lies there and was made otherwise is neither taken for the default one nor written over.
+Each stage writes ``model`` into its folder and at its end ``made.json``, which says how and by
+which code. A stage that is already there with the same settings is not done again, so a notebook
+opened by hand can ask for whatever comes before it: with the default settings everything lands in
+``results/interactive``. A model that lies there and was made otherwise, by other settings or other
+code, is neither taken for the default one nor written over; one without ``made.json`` was never
+finished, and is made anew.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +22,8 @@ import yaml
 from r2d_core.checking import unknown
 from r2d_core.errors import InputError
 from r2d_core.pivots import Init, expand_vocabulary
-from r2d_core.records import atomic_directory, write_json_atomic, write_text_atomic
+from r2d_core.provenance import source_sha256
+from r2d_core.records import atomic_directory, read_json, write_json_atomic, write_text_atomic
 from r2d_core.toy.arms import ARMS, METHODS, VANILLA, arm_examples
 from r2d_core.toy.base import (
     BaseConfig,
@@ -39,6 +43,8 @@ if TYPE_CHECKING:
     from r2d_core.training import TrainResult
 
 INTERACTIVE = Path("results/interactive")
+GATE = 0.99
+"""Share of exact answers that a default base model has in every cell of its gate."""
 EVALUATED = 192
 """Prompts of an arm's evaluation split."""
 
@@ -91,7 +97,7 @@ def train_base(
     )
     gate = check_gate(model, tokenizer, language, splits)
     write_json_atomic(Path(output_dir) / "gate.json", {"right": gate.right, "asked": gate.asked})
-    note_made(output_dir, config=asdict(config), training=asdict(training))
+    note_made(output_dir, result.sources, config=asdict(config), training=asdict(training))
     return result, gate
 
 
@@ -103,7 +109,7 @@ def expand(checkpoint: str | Path, output_dir: str | Path, *, init: Init, seed: 
     with atomic_directory(path) as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-    note_made(output_dir, checkpoint=identity(checkpoint), init=init, seed=seed)
+    note_made(output_dir, [source_sha256()], checkpoint=identity(checkpoint), init=init, seed=seed)
     return path
 
 
@@ -147,7 +153,8 @@ def train_arm(
         encode(tokenizer, examples),
         encode(tokenizer, held_out),
     )
-    note_made(output_dir, **_arm_made(checkpoint, method, seed, training, world_seed))
+    how = _arm_made(checkpoint, method, seed, training, world_seed)
+    note_made(output_dir, result.sources, **how)
     return result
 
 
@@ -161,29 +168,43 @@ def _arm_made(
     }  # fmt: skip
 
 
-def note_made(folder: str | Path, **how: Any) -> None:
-    """Write down how the model in a folder was made, for `default_base` and those after it."""
-    write_json_atomic(Path(folder) / "made.json", how)
+def note_made(folder: str | Path, sources: Sequence[str], **how: Any) -> None:
+    """Write down how the model in a folder was made, for `default_base` and those after it.
+
+    ``sources`` are the `source_sha256` of the code that made it.
+    """
+    made = {"model": identity(Path(folder) / "model"), "source_sha256": list(sources)}
+    write_json_atomic(Path(folder) / "made.json", made | how)
 
 
-def _is_there(folder: Path, **how: Any) -> bool:
-    """Whether the folder's model was made so; InputError where it was made otherwise."""
-    if not (folder / "model" / "config.json").is_file():
-        return False
-    record = folder / "made.json"
-    found = json.loads(record.read_text("utf-8")) if record.is_file() else {}
-    if other := [name for name, value in how.items() if found.get(name) != value]:
+def _made(folder: Path, make: Callable[[], object], **how: Any) -> Path:
+    """The folder's model, which ``make`` makes if it is not there whole.
+
+    InputError where it was made otherwise.
+    """
+    record, model = folder / "made.json", folder / "model"
+    if not (record.is_file() and (model / "config.json").is_file()):
+        make()
+    found = read_json(record)
+    wanted = {"model": identity(model)} | how
+    if other := [name for name, value in wanted.items() if found.get(name) != value]:
         raise InputError(
             f"{folder} holds a model that is not the default one (another {', '.join(other)}): "
             "name it in the parameter checkpoint, or delete the folder to have the default made"
         )
-    return True
+    if found.get("source_sha256") != [source_sha256()]:
+        raise InputError(
+            f"{folder} holds a model made by other code (r2d_core has changed since): delete the "
+            "folder to have it made anew, or name the model in the parameter checkpoint"
+        )
+    return model
 
 
 def default_base(world_seed: int = 0) -> Path:
     """The base model of the default settings, trained now if it is not there yet (two minutes).
 
-    Raises InputError for another language than its own, and where another model is in its place.
+    Raises InputError for another language than its own, where another model is in its place, and
+    for one that has not passed its gate.
     """
     if world_seed:
         raise InputError(
@@ -192,19 +213,36 @@ def default_base(world_seed: int = 0) -> Path:
         )
     folder = INTERACTIVE / "base0" / "world"
     config, training = BaseConfig(), BaseTraining()
-    if not _is_there(folder, config=asdict(config), training=asdict(training)):
-        _, gate = train_base(config, training, folder)
-        gate.require(0.99)
-    return folder / "model"
+    model = _made(
+        folder,
+        lambda: train_base(config, training, folder),
+        config=asdict(config),
+        training=asdict(training),
+    )
+    record = read_json(folder / "gate.json")
+    try:
+        gate = Gate(record["right"], record["asked"])
+        gate.worst  # noqa: B018 - reads all of it
+    except (KeyError, TypeError, AttributeError, ValueError, ZeroDivisionError):
+        raise InputError(
+            f"{folder / 'gate.json'}: not the record of a gate; delete {folder} to have the base "
+            "model made anew"
+        ) from None
+    gate.require(GATE)
+    return model
 
 
 def default_expanded(world_seed: int = 0) -> Path:
     """The default base model with the expanded vocabulary; InputError as `default_base`."""
     base = default_base(world_seed)
     folder = INTERACTIVE / "base0" / "expanded"
-    if not _is_there(folder, checkpoint=identity(base), init="description", seed=0):
-        expand(base, folder, init="description", seed=0)
-    return folder / "model"
+    return _made(
+        folder,
+        lambda: expand(base, folder, init="description", seed=0),
+        checkpoint=identity(base),
+        init="description",
+        seed=0,
+    )
 
 
 def default_checkpoint(method: str, seed: int, world_seed: int = 0) -> Path:
@@ -218,9 +256,11 @@ def default_checkpoint(method: str, seed: int, world_seed: int = 0) -> Path:
     if method == VANILLA:
         return expanded
     folder = INTERACTIVE / "base0" / method / "training" / f"seed{seed}"
-    if not _is_there(folder, **_arm_made(expanded, method, seed, ArmTraining(), 0)):
-        train_arm(expanded, method, seed, ArmTraining(), world_seed=0, output_dir=folder)
-    return folder / "model"
+    return _made(
+        folder,
+        lambda: train_arm(expanded, method, seed, ArmTraining(), world_seed=0, output_dir=folder),
+        **_arm_made(expanded, method, seed, ArmTraining(), 0),
+    )
 
 
 def checkpoints_of(models_dir: str, method: str) -> str:

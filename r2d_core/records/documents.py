@@ -1,0 +1,56 @@
+"""JSON files that hold no records: one object, or a log of one object a line."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from r2d_core.errors import InputError
+
+
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The JSON object that the file is.
+
+    Raises InputError when there is no such file, and for broken JSON and what is no object.
+    """
+    return _object(
+        _content(Path(path)),
+        str(path),
+        "the file may be cut off: mend it, or delete it and run again what writes it",
+    )
+
+
+def read_json_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The JSON objects of a log, one a line, in the file's order; empty lines are skipped.
+
+    Raises InputError "file:line: …" as `read_json`.
+    """
+    return [
+        _object(line, f"{path}:{number}", "the line may be cut off: mend or delete it")
+        for number, line in enumerate(_content(Path(path)).splitlines(), start=1)
+        if line.strip()
+    ]
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be read ({error.strerror}), expected JSON; run again what writes it, "
+            "or correct the path"
+        ) from None
+
+
+def _object(content: bytes, place: str, mend: str) -> dict[str, Any]:
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"{place}: expected a JSON object, found broken JSON ({error}); {mend}"
+        ) from None
+    if not isinstance(value, dict):
+        raise InputError(f"{place}: expected a JSON object, got {type(value).__name__}; {mend}")
+    return value
