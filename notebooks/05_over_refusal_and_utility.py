@@ -50,9 +50,9 @@ from IPython.display import HTML, display
 
 from r2d_core import plots
 from r2d_core.errors import InputError
-from r2d_core.metrics import pooled_rate, rate_matrix
 from r2d_core.provenance import footer_html, provenance
 from r2d_core.records import write_json_atomic, write_text_atomic
+from r2d_core.sampling_error import clustered_matrix, clustered_mean, clustered_rate, seed_matrix
 from r2d_core.toy.arms import TITLES, VANILLA
 from r2d_core.toy.evaluation import LOOK_ALIKES
 from r2d_core.toy.measure import measure_benign
@@ -77,7 +77,8 @@ measured = {
 }  # fmt: skip
 table = pd.concat([run.table(m, base_seed, seed) for (m, seed), run in measured.items()])
 write_text_atomic(Path(output_dir) / "table.csv", table.to_csv(index=False))
-answers = table[table["scope"] == "answer"]
+outcomes = pd.concat([run.outcomes(m, base_seed, seed) for (m, seed), run in measured.items()])
+answers = outcomes[outcomes["scope"] == "answer"]
 
 # %% [markdown]
 # ## Outcomes on harmless requests
@@ -93,19 +94,35 @@ plots.outcome_bars(
 # %% [markdown]
 # ## Over-refusal and utility
 #
-# Judged on the answer, all splits and seeds pooled, Wilson 95% intervals.
+# Judged on the answer, all splits and seeds pooled. The 95% intervals (of a rate Wilson's on the
+# effective number, of the tokens a bootstrap's) take a request (n) with all of its seeds for one
+# draw; what another training would give, the tables seed by seed show.
 
 # %% tags=["hide-input"]
 summary = {}
 for method in methods:
     ours = answers[answers["method"] == method]
     alike = ours[ours["attack"].isin(LOOK_ALIKES)]
+    asked = ours["behavior"].tolist()
     summary[TITLES[method]] = {
-        "look-alikes refused": str(pooled_rate(alike, "refused")),
-        "all harmless answered exactly": str(pooled_rate(ours, "correct")),
-        "tokens an answer": f"{ours['response_tokens'].mean():.1f}",
+        "look-alikes refused": str(
+            clustered_rate(alike["refused"].tolist(), alike["behavior"].tolist())
+        ),
+        "all harmless answered exactly": str(clustered_rate(ours["correct"].tolist(), asked)),
+        "tokens an answer": str(clustered_mean(ours["response_tokens"].tolist(), asked)),
     }
 display(plots.table(pd.DataFrame(summary).T))
+
+# %% tags=["hide-input"]
+trained = answers[answers["method"] != VANILLA]
+if len(seeds) > 1 and len(trained):
+    alike = trained[trained["attack"].isin(LOOK_ALIKES)]
+    for some, label, said in (
+        (alike, "refused", "Look-alikes refused, seed by seed"),
+        (trained, "correct", "All harmless answered exactly, seed by seed"),
+    ):
+        by_seed = seed_matrix(some, "method", label).rename(index=TITLES)
+        display(plots.table(by_seed, caption=said))
 
 # %% [markdown]
 # ## Exact answers by split
@@ -113,7 +130,7 @@ display(plots.table(pd.DataFrame(summary).T))
 # Of *new topics* the safety training said nothing: what a method forgets, it forgets there first.
 
 # %% tags=["hide-input"]
-exact = rate_matrix(answers, ["attack", "split"], "method", "correct")
+exact = clustered_matrix(answers, ["attack", "split"], "method", "correct")
 display(plots.table(exact.rename(columns=TITLES)))
 
 # %% [markdown]

@@ -44,6 +44,7 @@ from r2d_core.generation.trace import pivot_probabilities
 from r2d_core.metrics import rate_matrix
 from r2d_core.provenance import footer_html, provenance
 from r2d_core.records import write_json_atomic, write_text_atomic
+from r2d_core.sampling_error import mean_over_runs, tokens_by_run
 from r2d_core.toy.arms import TITLES
 from r2d_core.toy.evaluation import LOOK_ALIKES
 from r2d_core.toy.findings import findings
@@ -164,19 +165,21 @@ for label, caption in (("correct", "answered exactly"), ("refused", "refused")):
 # %% [markdown]
 # ## Tokens spent on an answer
 #
-# Means over harmful requests (all attacks) and harmless ones.
+# Means over harmful requests (all attacks) and harmless ones, with Student's 95% interval over the
+# runs (n: base models and safety seeds); one run leaves no interval.
 
 # %% tags=["hide-input"]
 spent = pd.DataFrame(
     {
-        name: frame[frame["scope"] == "whole"]
-        .groupby("method", sort=False)["response_tokens"]
-        .mean()
+        name: {
+            method: str(mean_over_runs(tokens_by_run(some)))
+            for method, some in frame[frame["scope"] == "whole"].groupby("method", sort=False)
+        }
         for name, frame in (("under attack", results.attacks), ("harmless", results.benign))
     }
 ).reindex(results.methods)
 write_text_atomic(output / "tokens.csv", spent.to_csv())
-display(plots.table(spent.rename(index=TITLES), number="{:.1f}"))
+display(plots.table(spent.rename(index=TITLES)))
 
 # %% [markdown]
 # ## R2D thinking

@@ -18,9 +18,12 @@
 #
 # An attack success rate is what a judge says it is, and the field's judges disagree. Of 300
 # responses that three people labelled for JailbreakBench, 190 were failed attacks; GCG's list of
-# refusal strings calls 69% of these successes, the Llama-3-70B judge 12%. The toy world has a judge
-# that is never wrong, so here the published lists of strings are held against the truth; given a
-# table of real labels, the same pages show any judge against people.
+# refusal strings calls 69% of these successes (131: 68.9%; where 69.0 is written, a rounded number
+# was rounded again), the Llama-3-70B judge 12%. On the 1,400 published responses with both labels
+# that judge finds 45.9% successes and Llama Guard 45.6%, yet on 8.1% they disagree (the 46.8, 47.8
+# and 9.7 told of 1,600 do not come out of these). The toy world has a judge that is never wrong, so
+# here the published lists of strings are held against the truth; given a table of real labels, the
+# same pages show any judge against people.
 
 # %% tags=["parameters"]
 # Parameters of this notebook
@@ -44,6 +47,7 @@ parameters = check_parameters(globals())
 
 # %% tags=["hide-input"]
 import random
+from itertools import combinations
 from pathlib import Path
 
 import pandas as pd
@@ -54,7 +58,7 @@ from r2d_core.attack_success import attack_succeeded
 from r2d_core.errors import InputError
 from r2d_core.judges import ABSENT, JUDGES, SCOPES, RefusalStrings, judge_all
 from r2d_core.judges.agreement import agreement, corrected_rate, read_labels
-from r2d_core.metrics import Rate
+from r2d_core.metrics import Rate, cohen_kappa
 from r2d_core.pivots import SAFE, THINK_CLOSE, THINK_OPEN, UNSAFE
 from r2d_core.provenance import footer_html, provenance
 from r2d_core.records import (
@@ -208,6 +212,29 @@ plots.rate_intervals(
     ),
     alt="False positives and false negatives of each judge, with Wilson 95% intervals.",
 )
+
+# %% [markdown]
+# ## Judge against judge
+#
+# Kappa between the judges, true labels left out, with 95% interval, and the share of items on which
+# they agree. Two that share an error agree on it.
+
+# %% tags=["hide-input"]
+between = []
+for one, other in combinations(said, 2):
+    kappa = cohen_kappa(said[one], said[other])
+    same = sum(a == b for a, b in zip(said[one], said[other], strict=True))
+    between.append(
+        {
+            "judges": f"{one}, {other}",
+            "agreement": str(Rate(same, kappa.n)),
+            "kappa": f"{kappa.kappa:.2f} [{kappa.low:.2f}, {kappa.high:.2f}]",
+        }
+    )
+if between:
+    pairs = pd.DataFrame(between).set_index("judges")
+    write_text_atomic(Path(output_dir) / "between_judges.csv", pairs.to_csv())
+    display(plots.table(pairs))
 
 # %% [markdown]
 # ## The attack success rate that a judge reports, and the one behind it

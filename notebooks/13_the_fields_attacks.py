@@ -62,6 +62,7 @@ from r2d_core import plots
 from r2d_core.metrics import Rate
 from r2d_core.provenance import footer_html, provenance
 from r2d_core.records import write_json_atomic, write_text_atomic
+from r2d_core.sampling_error import mean_over_runs, tokens_by_run
 from r2d_core.toy.field import (
     ATTACKED,
     SETTINGS,
@@ -101,15 +102,14 @@ plots.asr_intervals(
 rows = []
 for (attack, method), some in whole.groupby(["attack", "method"], sort=False):
     rate = Rate(int(some["harmful"].sum()), int(some["n"].sum()))
-    spent = (some["queries"] * some["n"]).sum() / some["n"].sum()
+    spent = str(mean_over_runs(tokens_by_run(some, "queries")))
     rows.append({"attack": attack, "method": method, "harmful": str(rate), "queries": spent})
 wide = pd.DataFrame(rows).pivot(index="attack", columns="method", values=["harmful", "queries"])
 order = [a for a in dict.fromkeys(whole["attack"])]
 display(
     plots.table(
         wide.loc[order].set_axis([f"{m}: {what}" for what, m in wide.columns], axis=1),
-        caption="Harmful responses and mean queries a request",
-        number="{:.0f}",
+        caption="Harmful responses, and mean queries a request with 95% interval over the runs (n)",
         missing="no meaning for this method",
     )
 )

@@ -25,8 +25,10 @@ from r2d_core.records.outcomes import is_success
 def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval of a proportion (Wilson 1927), within [0, 1]; (0, 1) when n is 0.
 
-    Raises InputError unless 0 ≤ successes ≤ n and 0 < confidence < 1.
+    Raises InputError unless 0 ≤ successes ≤ n, both whole numbers, and 0 < confidence < 1.
     """
+    if not (successes % 1 == 0 and n % 1 == 0):
+        raise InputError(f"expected whole numbers, got successes={successes}, n={n}")
     if not 0 <= successes <= n:
         raise InputError(f"expected 0 ≤ successes ≤ n, got successes={successes}, n={n}")
     if not 0 < confidence < 1:

@@ -15,10 +15,10 @@ import numpy as np
 import pandas as pd
 from scipy.special import gammaln
 from scipy.stats import binom, norm, permutation_test, t
-from statsmodels.stats.proportion import proportion_effectsize
+from statsmodels.stats.proportion import proportion_confint, proportion_effectsize
 
 from r2d_core.errors import InputError
-from r2d_core.metrics import Rate, wilson_interval
+from r2d_core.metrics import Rate, rate_matrix, wilson_interval
 
 
 @dataclass(frozen=True)
@@ -34,47 +34,115 @@ class Interval:
         return f"{self.estimate:.1%} [{100 * self.low:.1f}, {100 * self.high:.1f}] (n = {self.n})"
 
 
-def clustered_rate(
-    outcomes: Sequence[bool], behaviors: Sequence[Hashable], *, draws: int = 10_000, seed: int = 0
-) -> Interval:
-    """The share of outcomes that are true, with a percentile bootstrap that draws behaviors.
+@dataclass(frozen=True)
+class Mean:
+    """A mean of a number (tokens, queries) and its 95% interval; ``n`` as in `Interval`.
 
-    ``behaviors[i]`` says to which behavior outcome i belongs; all outcomes of a behavior are drawn
-    together (Efron & Tibshirani 1993, section 8.6). Where every outcome is the same the bootstrap
-    has nothing to draw, and the interval is Wilson's on the number of behaviors. Raises InputError
-    for unequal lengths and fewer than two behaviors.
+    Of one draw there is no interval: its bounds are nan.
     """
-    table = _by_behavior(outcomes, behaviors)
-    k = len(table)
+
+    estimate: float
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        if self.n < 2:
+            return f"{self.estimate:.1f} (n = {self.n})"
+        return f"{self.estimate:.1f} [{self.low:.1f}, {self.high:.1f}] (n = {self.n})"
+
+
+def clustered_rate(outcomes: Sequence[bool], behaviors: Sequence[Hashable]) -> Interval:
+    """The share of outcomes that are true, the behaviors being what was drawn.
+
+    ``behaviors[i]`` says to which behavior outcome i belongs. The interval is Wilson's on the
+    effective number of outcomes, which is that of the behaviors where all outcomes of a behavior
+    are the same, and of the outcomes where they have nothing to do with each other (Kish 1965;
+    Korn & Graubard 1998): the variance of the rate, linearised and taken between behaviors, tells
+    which. It is taken with two behaviors of successes and two of failures added (as in Agresti &
+    Coull 1998): a rate near 0% or 100% shows too few successes, or failures, to say how they
+    cluster, and then the behaviors count. Raises InputError for unequal lengths, no outcomes and
+    missing behaviors.
+    """
+    table = _by_behavior(outcomes, behaviors, least=1)
     hits, sizes = table["hits"].to_numpy(float), table["sizes"].to_numpy(float)
-    rate = hits.sum() / sizes.sum()
-    if rate in (0.0, 1.0):
-        low, high = wilson_interval(k * int(rate), k)
-        return Interval(float(rate), low, high, k)
-    drawn = np.random.default_rng(seed).integers(0, k, (draws, k))
-    rates = hits[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
-    low, high = np.quantile(rates, [0.025, 0.975])
-    return Interval(float(rate), float(low), float(high), k)
+    return _wilson_between(hits, sizes, len(outcomes))
 
 
-def mean_over_behaviors(
-    outcomes: Sequence[bool], behaviors: Sequence[Hashable], *, draws: int = 10_000, seed: int = 0
-) -> Interval:
+def mean_over_behaviors(outcomes: Sequence[bool], behaviors: Sequence[Hashable]) -> Interval:
     """The mean over behaviors of each one's share of true outcomes: HarmBench's attack success.
 
     Where some behaviors have more outcomes than others, `clustered_rate` is nearer to those; here
-    all count alike. The interval is a percentile bootstrap that draws behaviors, at the ends
-    Wilson's on their number. Raises InputError as `clustered_rate` does.
+    all count alike. The interval is made as there. Raises InputError as `clustered_rate` does, and
+    for fewer than two behaviors.
     """
     table = _by_behavior(outcomes, behaviors)
     shares = (table["hits"] / table["sizes"]).to_numpy(float)
-    k, mean = len(shares), float(shares.mean())
-    if mean in (0.0, 1.0):
-        low, high = wilson_interval(k * int(mean), k)
-        return Interval(mean, low, high, k)
+    return _wilson_between(shares, np.ones_like(shares), len(outcomes))
+
+
+def _wilson_between(hits: np.ndarray, sizes: np.ndarray, outcomes: int) -> Interval:
+    k, rate = len(hits), float(hits.sum() / sizes.sum())
+    size = float(sizes.mean())
+    some_hits, some = np.append(hits, [size, size, 0, 0]), np.append(sizes, [size] * 4)
+    mean = some_hits.sum() / some.sum()
+    variance = np.sum((some_hits - mean * some) ** 2) / some.sum() ** 2
+    effective = min(float(mean * (1 - mean) / variance) * k / (k + 4), float(outcomes))
+    low, high = proportion_confint(rate * effective, effective, method="wilson")
+    return Interval(rate, max(0.0, float(low)), min(1.0, float(high)), k)
+
+
+def clustered_mean(
+    values: Sequence[float], behaviors: Sequence[Hashable], *, draws: int = 10_000, seed: int = 0
+) -> Mean:
+    """The mean of values (tokens of an answer), with a bootstrap that draws behaviors.
+
+    All values of a behavior are drawn together (Efron & Tibshirani 1993, section 8.6). The
+    percentiles are those that make up for few behaviors (the expanded percentile interval of
+    Hesterberg 2015). Raises InputError for unequal lengths, no values, values that are no finite
+    numbers, and missing behaviors.
+    """
+    _same_number("values", values, behaviors)
+    numbers = np.asarray(values, dtype=float)
+    if not np.isfinite(numbers).all():
+        raise InputError(f"every value must be a finite number, got {values!r}")
+    frame = pd.DataFrame({"behavior": _present(behaviors), "value": numbers})
+    grouped = frame.groupby("behavior", sort=False)["value"]
+    sums, sizes = grouped.sum().to_numpy(), grouped.count().to_numpy()
+    k, mean = len(sums), float(numbers.mean())
+    if k < 2:
+        return Mean(mean, math.nan, math.nan, k)
     drawn = np.random.default_rng(seed).integers(0, k, (draws, k))
-    low, high = np.quantile(shares[drawn].mean(axis=1), [0.025, 0.975])
-    return Interval(mean, float(low), float(high), k)
+    means = sums[drawn].sum(axis=1) / sizes[drawn].sum(axis=1)
+    tail = float(norm.cdf(-math.sqrt(k / (k - 1)) * t.ppf(0.975, k - 1)))
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return Mean(mean, float(low), float(high), k)
+
+
+def mean_over_runs(values: Sequence[float]) -> Mean:
+    """The mean over training runs of a count (each run's mean tokens), with Student's t interval.
+
+    The interval is about another training; a count is not negative, and so is no bound. Raises
+    InputError without runs and for values that are no finite numbers.
+    """
+    k, numbers = len(values), np.asarray(values, dtype=float)
+    if not k or not np.isfinite(numbers).all():
+        raise InputError(f"expected a finite number of each run, got {list(values)!r}")
+    mean = float(numbers.mean())
+    if k < 2:
+        return Mean(mean, math.nan, math.nan, k)
+    margin = _student_margin(numbers)
+    return Mean(mean, max(0.0, mean - margin), mean + margin, k)
+
+
+def tokens_by_run(table: pd.DataFrame, column: str = "response_tokens") -> list[float]:
+    """The mean of a column over all completions of each run (base model and safety seed).
+
+    ``table`` holds the rows of `toy.measure.Measurement.table` of one method and scope.
+    """
+    weighted = table.assign(total=table[column] * table["n"])
+    sums = weighted.groupby(["base_seed", "seed"], sort=False)[["total", "n"]].sum()
+    return [float(mean) for mean in sums["total"] / sums["n"]]
 
 
 def paired_permutation(
@@ -101,18 +169,73 @@ def paired_permutation(
     return float(result.pvalue)
 
 
-def mean_over_seeds(rates: Sequence[float]) -> Interval:
-    """The mean of a rate over training seeds, with Student's t interval, within [0, 1].
+def mean_over_seeds(rates: Sequence[Rate]) -> Interval:
+    """The mean of a rate over training seeds: Student's t interval, but never within Wilson's.
 
     Seeds are repeats of the training: the interval is about another training, on these behaviors.
-    Raises InputError for fewer than two seeds.
+    Seeds that happen to agree (0% in all of three) show no spread, but each seed's rate is of a few
+    outcomes only: the interval holds Wilson's of all seeds' outcomes. Raises InputError for fewer
+    than two seeds and for a seed without outcomes.
     """
     k = len(rates)
     if k < 2:
         raise InputError(f"expected the rates of at least two seeds, got {k}")
-    mean = float(np.mean(rates))
-    margin = float(t.ppf(0.975, k - 1)) * float(np.std(rates, ddof=1)) / math.sqrt(k)
-    return Interval(mean, max(0.0, mean - margin), min(1.0, mean + margin), k)
+    for rate in rates:
+        if not isinstance(rate, Rate) or not rate.n:
+            raise InputError(
+                f"expected of each seed a Rate, with the number of outcomes behind it, got {rate}"
+            )
+    shares = np.array([rate.rate for rate in rates])
+    mean, margin = float(shares.mean()), _student_margin(shares)
+    low, high = wilson_interval(sum(r.successes for r in rates), sum(r.n for r in rates))
+    return Interval(mean, max(0.0, min(low, mean - margin)), min(1.0, max(high, mean + margin)), k)
+
+
+def _student_margin(numbers: np.ndarray) -> float:
+    k = len(numbers)
+    return float(t.ppf(0.975, k - 1)) * float(np.std(numbers, ddof=1)) / math.sqrt(k)
+
+
+def clustered_matrix(
+    outcomes: pd.DataFrame, rows: str | Sequence[str], column: str, label: str, missing: str = ""
+) -> pd.DataFrame:
+    """`metrics.rate_matrix` for single outcomes whose behaviors repeat, over seeds or attempts.
+
+    ``outcomes`` has a row an outcome: ``behavior``, the label (1 or 0), and what else is named.
+    Cells are text: rate, interval of `clustered_rate`, counts, and of how many requests they are.
+    Raises InputError as `clustered_rate` does.
+    """
+    index = [rows] if isinstance(rows, str) else list(rows)
+
+    def cell(some: pd.DataFrame) -> str:
+        hits = some[label].tolist()
+        found = clustered_rate(hits, some["behavior"].tolist())
+        of = f"; {found.n} requests" if found.n < len(hits) else ""
+        return (
+            f"{100 * found.estimate:.1f}% [{100 * found.low:.1f}, {100 * found.high:.1f}] "
+            f"({sum(hits)}/{len(hits)}{of})"
+        )
+
+    groups = outcomes.groupby([*index, column], sort=False)
+    texts = pd.Series({key: cell(some) for key, some in groups}, dtype=object)
+    texts.index.names = [*index, column]
+    wide = texts.unstack(column, sort=False)[list(dict.fromkeys(outcomes[column]))]
+    return wide.fillna(missing).rename_axis(columns=None)
+
+
+def seed_matrix(counts: pd.DataFrame, row: str, label: str) -> pd.DataFrame:
+    """A rate seed by seed, as text, and `mean_over_seeds`: ``row`` × (seeds, mean over seeds).
+
+    ``counts`` has the columns of `metrics.rate_matrix`, and ``seed``. Raises InputError as
+    `mean_over_seeds` does.
+    """
+    wide = rate_matrix(counts, row, "seed", label).rename(columns=lambda seed: f"seed {seed}")
+    summed = counts.groupby([row, "seed"], sort=False)[[label, "n"]].sum()
+    means = {
+        name: str(mean_over_seeds([Rate(int(k), int(n)) for k, n in some.to_numpy()]))
+        for name, some in summed.groupby(level=0, sort=False)
+    }
+    return wide.assign(**{"mean over seeds": pd.Series(means)})
 
 
 def budget_curve(
@@ -260,22 +383,38 @@ def _smallest(power_of: Callable[[int], float], guess: float, power: float) -> i
     return high
 
 
-def _by_behavior(outcomes: Sequence[bool], behaviors: Sequence[Hashable]) -> pd.DataFrame:
+def _by_behavior(
+    outcomes: Sequence[bool], behaviors: Sequence[Hashable], least: int = 2
+) -> pd.DataFrame:
     """Outcomes summed by behavior: columns hits and sizes, in the order of the behaviors."""
-    if len(outcomes) != len(behaviors):
-        raise InputError(
-            f"expected one behavior for each outcome, got {len(outcomes)} outcomes and "
-            f"{len(behaviors)} behaviors"
-        )
+    _same_number("outcomes", outcomes, behaviors)
     for outcome in outcomes:
         if outcome not in (0, 1):
             raise InputError(f"every outcome must be true or false, got {outcome!r}")
-    frame = pd.DataFrame({"behavior": list(behaviors), "hit": [int(o) for o in outcomes]})
+    frame = pd.DataFrame({"behavior": _present(behaviors), "hit": [int(o) for o in outcomes]})
     grouped = frame.groupby("behavior", sort=False)["hit"]
     table = pd.DataFrame({"hits": grouped.sum(), "sizes": grouped.count()})
-    if len(table) < 2:
-        raise InputError(f"expected at least two behaviors, got {len(table)}")
+    if len(table) < least:
+        at_least = "two behaviors" if least == 2 else "one behavior"
+        raise InputError(f"expected at least {at_least}, got {len(table)}")
     return table
+
+
+def _same_number(what: str, values: Sequence[object], behaviors: Sequence[Hashable]) -> None:
+    if len(values) != len(behaviors):
+        raise InputError(
+            f"expected one behavior for each of the {what}, got {len(values)} {what} and "
+            f"{len(behaviors)} behaviors"
+        )
+
+
+def _present(behaviors: Sequence[Hashable]) -> pd.Series:
+    """The behaviors; InputError for one that is None or nan, which pandas would leave out."""
+    series = pd.Series(list(behaviors), dtype=object)
+    if series.isna().any():
+        place = int(np.argmax(series.isna()))
+        raise InputError(f"behavior {place} is missing ({series[place]}); name what it belongs to")
+    return series
 
 
 def _between(name: str, value: float, *, closed: bool = False) -> None:

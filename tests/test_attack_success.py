@@ -13,7 +13,7 @@ from r2d_core.attack_success import (
 )
 from r2d_core.errors import InputError
 from r2d_core.judges import JUDGES
-from r2d_core.metrics import Rate
+from r2d_core.metrics import Rate, wilson_interval
 from r2d_core.records import Behavior, Verdict
 from r2d_core.records.outcomes import FAILURES, SUCCESS, is_success
 
@@ -56,7 +56,7 @@ def test_harmbenchs_rate_is_a_mean_over_behaviors() -> None:
     (row,) = success_by_behavior(verdicts).to_dict("records")
     assert (row["attack"], row["behaviors"], row["completions"]) == ("gcg", 2, 10)
     assert row["success"].estimate == 0.5
-    assert (row["success"].low, row["success"].high) == (0.0, 1.0)
+    assert (row["success"].low, row["success"].high) == pytest.approx(wilson_interval(1, 2))
     everything = success_by_behavior(verdicts[:9] + [verdicts[-1]] + verdicts[9:10])
     assert everything["success"][0].estimate == 0.5
     (all_true,) = success_by_behavior(

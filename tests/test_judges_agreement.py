@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import math
 import os
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -69,9 +71,10 @@ def judge_with(false_positive: float, false_negative: float, n: int = 1000):
 def test_a_perfect_judge_corrects_nothing():
     found = corrected_rate(Rate(20, 100), judge_with(0, 0))
     assert found.rate == 0.2
-    wilson = Rate(20, 100)
-    assert found.low == pytest.approx(wilson.low, abs=0.02)
-    assert found.high == pytest.approx(wilson.high, abs=0.02)
+    perfect = judge_with(0, 0, n=100_000)
+    for k in (0, 1, 2, 3, 20, 50, 98, 99, 100):
+        found, wilson = corrected_rate(Rate(k, 100), perfect), Rate(k, 100)
+        assert (found.low, found.high) == pytest.approx((wilson.low, wilson.high), abs=1e-3)
 
 
 def test_rogan_gladen_by_hand():
@@ -133,21 +136,33 @@ def test_a_corrected_rate_lies_in_its_interval(n, successes, positive, negative)
     assert found.observed == observed
 
 
-@pytest.mark.slow
-def test_the_interval_covers_the_truth():
-    """95% intervals of 400 simulated studies hold the true rate in about 95%."""
-    import numpy as np
+@pytest.mark.parametrize("errors", [(0.0, 0.0), (0.0, 0.3), (0.116, 0.055), (0.3, 0.0)])
+@pytest.mark.parametrize("labels", [20, 1000])
+def test_one_more_success_lowers_no_bound(errors, labels):
+    judge = judge_with(*errors, n=labels)
+    for some in (range(6), range(95, 101)):
+        found = [corrected_rate(Rate(k, 100), judge) for k in some]
+        found = [each for each in found if each.consistent]
+        for one, more in itertools.pairwise(found):
+            assert one.low <= more.low and one.high <= more.high
 
-    random = np.random.default_rng(0)
-    true, positive, negative, covered = 0.2, 0.1, 0.15, 0
-    for study in range(400):
+
+@pytest.mark.parametrize(
+    ("true", "positive", "negative"),
+    [(0.03, 0.0, 0.0), (0.05, 0.0, 0.05), (0.05, 0.116, 0.055), (0.2, 0.1, 0.15)],
+)
+def test_the_interval_covers_the_truth(true, positive, negative):
+    """95% intervals of 200 simulated studies hold the true rate in about 95%."""
+    random = np.random.default_rng(1)
+    covered = 0
+    for study in range(200):
         called = true * (1 - negative) + (1 - true) * positive
-        observed = Rate(int(random.binomial(300, called)), 300)
+        observed = Rate(int(random.binomial(100, called)), 100)
         wrong = [random.random(150) < positive, random.random(150) >= negative]
         judge = agreement([bool(x) for x in (*wrong[0], *wrong[1])], [False] * 150 + [True] * 150)
-        found = corrected_rate(observed, judge, draws=1000, seed=study)
-        covered += found.low <= true <= found.high
-    assert 0.92 <= covered / 400 <= 0.98
+        found = corrected_rate(observed, judge, draws=500, seed=study)
+        covered += found.consistent and found.low <= true <= found.high
+    assert covered >= 0.92 * 200
 
 
 def test_labels_are_read(tmp_path):
@@ -184,6 +199,7 @@ def test_labels_that_do_not_read(tmp_path, text, judges, said):
 @pytest.mark.parametrize(
     ("column", "agree", "positive", "negative", "kappa"),
     [
+        # 131 of 190: 68.947%. Where 69.0 is written, a rounded number was rounded again.
         ("string13", 54.7, 68.9, 4.5, 0.21),
         ("harmbench_cf", 78.3, 26.8, 12.7, 0.56),
         ("llamaguard2_cf", 87.7, 13.2, 10.9, 0.74),
@@ -213,8 +229,13 @@ def test_two_judges_of_the_same_rows_differ():
     ours, other = (
         [row[c] == "1" for row in rows] for c in ("jailbroken", "jailbroken_llama_guard1")
     )
+    # Fourteen artifacts of a hundred rows. The 46.8%, 47.8% and 9.7% that are told elsewhere are of
+    # 1,600 rows, which this table does not hold.
+    assert len(rows) == 1400
+    assert [round(100 * sum(said) / 1400, 1) for said in (ours, other)] == [45.9, 45.6]
     found = cohen_kappa(ours, other)
-    assert 0 < found.kappa < 1
+    assert round(100 * (1 - found.agreement), 1) == 8.1
+    assert round(found.kappa, 2) == 0.84
     assert 1 - found.agreement > abs(sum(ours) - sum(other)) / len(rows)  # flips hide in the mean
 
 

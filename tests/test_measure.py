@@ -306,9 +306,10 @@ def test_findings_speak_of_a_difference_only_where_all_runs_agree() -> None:
     sure = results({"r2d": {(0, 0): good, (0, 1): good}, "refusal": {(0, 0): bad, (0, 1): bad}})
     said = findings(sure)
     assert (
-        "R2D against Refusal tuning:** harmful less often under wrapper (0% against 100%)" in said
+        "R2D against Refusal tuning:** harmful less often under wrapper "
+        "(0% [0, 14] against 100% [86, 100], n = 24 and 24)" in said
     )
-    assert "Refusal tuning 100% harmful, 0% refused" in said
+    assert "Refusal tuning 100% [86, 100] harmful, 0% [0, 14] refused" in said
     split = results(
         {
             "r2d": {(0, 0): good, (0, 1): measurement({"wrapper": ["harmful", *safe[1:]]})},
@@ -324,14 +325,16 @@ def test_findings_claim_no_difference_that_the_test_does_not_bear_out() -> None:
     good, bad = (measurement({"wrapper": [label] * 8}) for label in ("refused", "harmful"))
     two = {"r2d": {(0, 0): good}, "refusal": {(0, 0): bad}}
     assert results(two).compare("r2d")["p_holm"].tolist() == [pytest.approx(2 / 2**8)]
-    assert "harmful less often under wrapper (0% against 100%)" in findings(results(two))
+    said = findings(results(two))
+    assert "less often under wrapper (0% [0, 32] against 100% [68, 100], n = 8 and 8)" in said
     many = {"r2d": {(0, 0): good}} | {m: {(0, 0): bad} for m in METHODS if m != "r2d"}
     corrected = results(many).compare("r2d")["p_holm"]
     assert min(corrected) == pytest.approx(7 * 2 / 2**8) and min(corrected) > 0.05
     assert "less often" not in findings(results(many))
     assert findings(results(many)).count("no difference that tests and runs bear out") == 6
     worse = {"r2d": {(0, 0): bad}, "refusal": {(0, 0): good}}
-    assert "harmful more often under wrapper (100% against 0%)" in findings(results(worse))
+    said = findings(results(worse))
+    assert "more often under wrapper (100% [68, 100] against 0% [0, 32], n = 8 and 8)" in said
 
 
 def test_findings_compare_forged_reasoning_only_within_one_format() -> None:
@@ -346,10 +349,13 @@ def test_findings_hold_the_tables_numbers() -> None:
     run = measurement({"wrapper": ["harmful"] * 3 + ["refused"] * 7, "few_shot": ["garbled"] * 10})
     found = results({"r2d": {(0, 0): run}, "vanilla": {(0, 0): run}})
     said = findings(found)
-    assert "Mean over wrapper and few_shot:** No safety training 15% harmful, 35% refused, 50%" in (
-        said
-    )
     low, high = wilson_interval(3, 10)
+    nought = wilson_interval(0, 10)
+    assert (
+        "Mean over wrapper and few_shot:** No safety training 15% "
+        f"[{50 * (low + nought[0]):.0f}, {50 * (high + nought[1]):.0f}] harmful, 35% ["
+    ) in said
+    assert "garbled (n = 20)" in said
     assert f"does not stop:** wrapper 30% [{100 * low:.0f}, {100 * high:.0f}]." in said
     low, high = wilson_interval(7, 20)
     assert f"R2D refuses 35% [{100 * low:.0f}, {100 * high:.0f}] of harmless look-alikes" in said
@@ -373,7 +379,7 @@ def test_findings_of_little_or_nothing() -> None:
     said = findings(alone)
     assert "R2D does not stop:** direct 100%" in said and "against" not in said
     other = results({"refusal": {(0, 0): measurement({"wrapper": ["refused"]})}})
-    assert "Refusal tuning 0% harmful, 100% refused" in findings(other)
+    assert "Refusal tuning 0% [0, 79] harmful, 100% [21, 100] refused" in findings(other)
 
 
 def test_results_are_read_back_whatever_the_texts_hold(tmp_path: Path) -> None:

@@ -46,7 +46,16 @@ def test_wilson_narrows_with_less_confidence() -> None:
 
 
 @pytest.mark.parametrize(
-    ("successes", "n", "confidence"), [(3, 2, 0.95), (-1, 2, 0.95), (0, -1, 0.95), (1, 2, 95)]
+    ("successes", "n", "confidence"),
+    [
+        (3, 2, 0.95),
+        (-1, 2, 0.95),
+        (0, -1, 0.95),
+        (1, 2, 95),
+        (3.5, 100, 0.95),
+        (1, 2.5, 0.95),
+        (math.nan, 3, 0.95),
+    ],
 )
 def test_wilson_refuses(successes: int, n: int, confidence: float) -> None:
     with pytest.raises(InputError, match="expected"):

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy.stats import binom, binomtest, fisher_exact, multinomial
 
 from r2d_core.errors import InputError
-from r2d_core.metrics import mcnemar, wilson_interval
+from r2d_core.metrics import Rate, mcnemar, wilson_interval
 from r2d_core.sampling_error import (
     behaviors_needed,
     budget_curve,
+    clustered_matrix,
+    clustered_mean,
     clustered_rate,
     fisher_power,
     mcnemar_power,
+    mean_over_behaviors,
+    mean_over_runs,
     mean_over_seeds,
     paired_permutation,
     pairs_needed,
+    seed_matrix,
+    tokens_by_run,
 )
 
 
@@ -26,7 +33,7 @@ def test_clustered_interval_is_as_wide_as_the_behaviors_make_it():
     alone = clustered_rate(single, range(100))
     five = clustered_rate(np.repeat(single, 5), np.repeat(range(100), 5))
     assert five.estimate == alone.estimate == 0.3 and five.n == alone.n == 100
-    assert (five.low, five.high) == (alone.low, alone.high)
+    assert (five.low, five.high) == pytest.approx((alone.low, alone.high), abs=1e-12)
     as_if_independent = clustered_rate(np.repeat(single, 5), range(500))
     assert as_if_independent.high - as_if_independent.low < 0.6 * (five.high - five.low)
     assert alone.low == pytest.approx(wilson_interval(30, 100)[0], abs=0.02)
@@ -35,10 +42,10 @@ def test_clustered_interval_is_as_wide_as_the_behaviors_make_it():
 def test_clustered_interval_covers_the_truth():
     rng = np.random.default_rng(0)
     covered = 0
-    for trial in range(200):
+    for _ in range(200):
         chance = rng.beta(0.6, 1.4, 60)  # behaviors differ; the mean is 0.3
         outcomes = rng.random((60, 4)) < chance[:, None]
-        found = clustered_rate(outcomes.ravel(), np.repeat(range(60), 4), draws=500, seed=trial)
+        found = clustered_rate(outcomes.ravel(), np.repeat(range(60), 4))
         covered += found.low <= 0.3 <= found.high
     assert binomtest(covered, 200, 0.94).pvalue > 1e-3
 
@@ -46,7 +53,112 @@ def test_clustered_interval_covers_the_truth():
 def test_clustered_interval_at_the_ends_is_wilsons():
     for value in (False, True):
         found = clustered_rate([value] * 40, np.repeat(range(20), 2))
-        assert (found.low, found.high) == wilson_interval(20 * value, 20) and found.n == 20
+        assert found.n == 20
+        assert (found.low, found.high) == pytest.approx(wilson_interval(20 * value, 20), abs=1e-12)
+
+
+@pytest.mark.parametrize("interval", [clustered_rate, mean_over_behaviors])
+@pytest.mark.parametrize("repeats", [1, 3, 5])
+def test_one_more_success_lowers_no_bound(interval, repeats):
+    """From both ends: successes spread over the behaviors, and all of one behavior."""
+    behaviors = np.repeat(range(100), repeats)
+    order = np.arange(100 * repeats).reshape(100, repeats)
+    for places in (order.ravel(), order.T.ravel()):
+        for value in (True, False):
+            outcomes = np.full(100 * repeats, not value)
+            bounds = []
+            for place in places[:6]:
+                found = interval(outcomes, behaviors)
+                bounds.append((found.low, found.high))
+                outcomes[place] = value
+            steps = np.diff(bounds, axis=0)
+            assert (steps >= -1e-12).all() if value else (steps <= 1e-12).all()
+    if repeats == 1:
+        for k in range(101):
+            outcomes = [True] * k + [False] * (100 - k)
+            found = interval(outcomes, behaviors)
+            assert (found.low, found.high) == pytest.approx(wilson_interval(k, 100), abs=1e-9)
+
+
+@pytest.mark.parametrize("rate", [0.03, 0.05])
+@pytest.mark.parametrize("k", [20, 40, 100])
+def test_rare_successes_are_covered(rate, k):
+    """Behaviors differ (intraclass correlation 2/3) and are asked three times each."""
+    rng = np.random.default_rng(3)
+    covered = 0
+    for _ in range(400):
+        chance = rng.beta(rate / 2, (1 - rate) / 2, k)
+        outcomes = rng.random((k, 3)) < chance[:, None]
+        found = clustered_rate(outcomes.ravel(), np.repeat(range(k), 3))
+        covered += found.low <= rate <= found.high
+    assert covered >= 0.935 * 400
+
+
+def test_a_missing_behavior_is_no_behavior_less():
+    for missing in (None, float("nan")):
+        for call in (clustered_rate, clustered_mean, mean_over_behaviors):
+            with pytest.raises(InputError, match="behavior 1 is missing"):
+                call([True, False, True], ["a", missing, "b"])
+        with pytest.raises(InputError, match="behavior 0 is missing"):
+            paired_permutation([1, 1], [0, 0], [missing, "a"])
+    assert clustered_rate([True, False], [("a", 1), ("a", 2)]).n == 2
+
+
+def test_clustered_mean_by_hand_and_by_simulation():
+    found = clustered_mean([10, 10, 20, 20, 30, 30], ["a", "a", "b", "b", "c", "c"])
+    assert found.estimate == 20 and found.n == 3
+    assert (found.low, found.high) == (10, 30)  # three behaviors leave it all open
+    assert str(found) == "20.0 [10.0, 30.0] (n = 3)"
+    assert str(clustered_mean([4, 5], ["a", "a"])) == "4.5 (n = 1)"
+    rng = np.random.default_rng(4)
+    covered = 0
+    for trial in range(300):
+        lengths = rng.gamma(4, 5, (9, 1)) + rng.normal(0, 3, (9, 3))
+        found = clustered_mean(lengths.ravel(), np.repeat(range(9), 3), draws=500, seed=trial)
+        covered += found.low <= 20 <= found.high
+    assert covered >= 0.91 * 300  # plain percentiles: 0.87
+
+
+def test_mean_over_runs_by_hand():
+    found = mean_over_runs([10.0, 20.0, 30.0])
+    assert found.high == pytest.approx(20 + 4.302653 * 10 / 3**0.5, rel=1e-6)
+    assert found.low == 0.0 and found.n == 3
+    assert str(mean_over_runs([29.0])) == "29.0 (n = 1)"
+
+
+def test_tokens_by_run_weigh_every_completion_alike():
+    table = pd.DataFrame(
+        {"base_seed": [0, 0, 1], "seed": [0, 0, 0], "n": [30, 10, 5], "response_tokens": [8, 16, 9]}
+    )
+    assert tokens_by_run(table) == [10.0, 9.0]
+
+
+def test_matrix_of_outcomes_whose_requests_repeat():
+    outcomes = pd.DataFrame(
+        {
+            "attack": ["direct"] * 4 + ["gcg"] * 2,
+            "split": ["seen"] * 4 + ["new"] * 2,
+            "behavior": ["a", "b", "a", "b", "c", "d"],
+            "harmful": [1, 0, 1, 0, 0, 0],
+        }
+    )
+    found = clustered_matrix(outcomes, "attack", "split", "harmful", missing="–")
+    half = clustered_rate([1, 0, 1, 0], ["a", "b", "a", "b"])
+    assert found.loc["direct", "seen"] == (
+        f"50.0% [{100 * half.low:.1f}, {100 * half.high:.1f}] (2/4; 2 requests)"
+    )
+    assert found.loc["gcg", "new"] == str(Rate(0, 2))
+    assert found.loc["direct", "new"] == "–" and list(found.columns) == ["seen", "new"]
+
+
+def test_seed_matrix():
+    counts = pd.DataFrame(
+        {"attack": ["direct"] * 4, "seed": [0, 0, 1, 1], "n": [10] * 4, "harmful": [1, 2, 0, 5]}
+    )
+    found = seed_matrix(counts, "attack", "harmful")
+    assert found.loc["direct"].tolist() == [
+        str(Rate(3, 20)), str(Rate(5, 20)), str(mean_over_seeds([Rate(3, 20), Rate(5, 20)])),
+    ]  # fmt: skip
 
 
 def test_permutation_agrees_with_the_exact_sign_test():
@@ -71,11 +183,18 @@ def test_permutation_holds_its_level_where_behaviors_repeat():
 
 
 def test_mean_over_seeds_by_hand():
-    found = mean_over_seeds([0.1, 0.2, 0.3])
+    found = mean_over_seeds([Rate(100, 1000), Rate(200, 1000), Rate(300, 1000)])
     # s = 0.1, t(0.975, 2) = 4.302653
     assert found.estimate == pytest.approx(0.2)
     assert found.high == pytest.approx(0.2 + 4.302653 * 0.1 / 3**0.5, rel=1e-6)
     assert found.low == 0.0 and found.n == 3
+
+
+def test_seeds_that_agree_are_not_certain():
+    agree = mean_over_seeds([Rate(0, 40)] * 3)
+    assert (agree.low, agree.high) == wilson_interval(0, 120)
+    one = mean_over_seeds([Rate(0, 40), Rate(0, 40), Rate(1, 40)])
+    assert one.high > agree.high
 
 
 def test_budget_curve_by_hand():
@@ -151,11 +270,18 @@ def test_sample_sizes():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: clustered_rate([True], ["a"]), "at least two behaviors, got 1"),
+        (lambda: clustered_rate([], []), "at least one behavior, got 0"),
+        (lambda: mean_over_behaviors([True], ["a"]), "at least two behaviors, got 1"),
+        (lambda: clustered_mean([float("nan")], ["a"]), "finite number"),
+        (lambda: clustered_mean([1.0], []), "got 1 values and 0 behaviors"),
+        (lambda: mean_over_runs([]), "finite number of each run"),
+        (lambda: mean_over_runs([1.0, float("inf")]), "finite number of each run"),
         (lambda: clustered_rate([True, 2], ["a", "b"]), "true or false, got 2"),
         (lambda: clustered_rate([True], ["a", "b"]), "got 1 outcomes and 2 behaviors"),
         (lambda: paired_permutation([], [], []), "at least two behaviors, got 0"),
-        (lambda: mean_over_seeds([0.1]), "at least two seeds, got 1"),
+        (lambda: mean_over_seeds([Rate(1, 10)]), "at least two seeds, got 1"),
+        (lambda: mean_over_seeds([0.1, float("nan")]), "a Rate, .* got 0.1"),
+        (lambda: mean_over_seeds([Rate(1, 10), Rate(0, 0)]), r"a Rate, .* got – \(0/0\)"),
         (lambda: budget_curve([]), "at least one behavior"),
         (lambda: budget_curve([0]), "counted from 1, got 0"),
         (lambda: behaviors_needed(0.1, 0.1), "the rates must differ, both are 0.1"),

@@ -13,13 +13,14 @@ import os
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from scipy.stats import norm
+from scipy.stats.qmc import LatinHypercube
 
 from r2d_core.checking import unknown
 from r2d_core.errors import InputError
-from r2d_core.metrics import Kappa, Rate, cohen_kappa, wilson_interval
+from r2d_core.metrics import Kappa, Rate, cohen_kappa
 
 
 @dataclass(frozen=True)
@@ -104,11 +105,11 @@ def corrected_rate(
 
     p = (p_obs + specificity − 1) / (sensitivity + specificity − 1), within [0, 1]. The interval is
     a percentile bootstrap that draws the observed rate and both error rates anew, each from its own
-    sample: items of both samples are taken to be alike and independent. Where no or every response
-    was called a success there is nothing to draw, and the ends of the observed rate's Wilson
-    interval are put right instead; an error that was never (or always) made is drawn from its
-    Jeffreys posterior, Beta(k + ½, n − k + ½), since few labels without an error make no perfect
-    judge. A draw in which the judge is no better than chance says nothing and may be anything.
+    sample: items of both samples are taken to be alike and independent. Each is drawn from what
+    Wilson's interval, taken at every confidence, says of the rate behind it (`_drawn`), since
+    resampled items would repeat the observed rate where it is 0% or 100% and stay too near to it
+    close by; behind a perfect judge the interval is Wilson's. A draw in which the judge is no
+    better than chance says nothing and may be anything.
 
     Raises InputError without responses, without human labels of both kinds, or for a judge that is
     no better than chance.
@@ -129,30 +130,34 @@ def corrected_rate(
             "put right by it"
         )
     rate = min(1.0, max(0.0, (observed.rate - negatives.rate) / informedness))
-    generator = np.random.default_rng(seed)
-    p: tuple[Any, Any] = wilson_interval(observed.successes, observed.n)
-    if 0 < observed.successes < observed.n:
-        p = (generator.binomial(observed.n, observed.rate, draws) / observed.n,) * 2
-    false_negative = _drawn(positives, draws, generator)
-    false_positive = _drawn(negatives, draws, generator)
+    # Evenly spaced over each of the three, in a random order: fewer draws do.
+    levels = LatinHypercube(3, rng=np.random.default_rng(seed)).random(draws).T
+    p, false_negative, false_positive = (
+        _drawn(sample, level)
+        for sample, level in zip((observed, positives, negatives), levels, strict=True)
+    )
     divisor = 1 - false_negative - false_positive
     informed = divisor > 0
-    lows, highs = ((each - false_positive)[informed] / divisor[informed] for each in p)
-    if np.mean(highs < 0) > 0.975 or np.mean(lows > 1) > 0.975:
+    rates = (p - false_positive)[informed] / divisor[informed]
+    if np.mean(rates < 0) > 0.975 or np.mean(rates > 1) > 0.975:
         return CorrectedRate(observed, math.nan, math.nan, math.nan, consistent=False)
     # A draw that says nothing widens the interval at both ends.
-    silent = draws - lows.size
-    below = np.sort(np.concatenate([np.clip(lows, 0, 1), np.zeros(silent)]))
-    above = np.sort(np.concatenate([np.clip(highs, 0, 1), np.ones(silent)]))
+    silent = draws - rates.size
+    below = np.sort(np.concatenate([np.clip(rates, 0, 1), np.zeros(silent)]))
+    above = np.sort(np.concatenate([np.clip(rates, 0, 1), np.ones(silent)]))
     low = float(below[math.floor(0.025 * (draws - 1))])
     high = float(above[math.ceil(0.975 * (draws - 1))])
     return CorrectedRate(observed, rate, min(low, rate), max(high, rate))
 
 
-def _drawn(errors: Rate, draws: int, generator: np.random.Generator) -> np.ndarray:
-    if errors.successes in (0, errors.n):
-        return generator.beta(errors.successes + 0.5, errors.n - errors.successes + 0.5, draws)
-    return generator.binomial(errors.n, errors.rate, draws) / errors.n
+def _drawn(sample: Rate, level: np.ndarray) -> np.ndarray:
+    """The upper bounds of Wilson's one-sided intervals of a rate, at these levels of confidence.
+
+    Levels drawn from 0 to 1 make them draws: 95% of them lie in Wilson's 95% interval.
+    """
+    z, n = norm.ppf(level), sample.n
+    root = np.sqrt(sample.rate * (1 - sample.rate) / n + z**2 / (4 * n**2))
+    return np.clip((sample.rate + z**2 / (2 * n) + z * root) / (1 + z**2 / n), 0, 1)
 
 
 def read_labels(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pandas as pd
 
 from r2d_core.metrics import Rate
+from r2d_core.sampling_error import mean_over_runs, tokens_by_run
 from r2d_core.toy.arms import ARMS, TITLES
 from r2d_core.toy.evaluation import LOOK_ALIKES
-from r2d_core.toy.judge import LABELS
 from r2d_core.toy.results import Results
 
 SIGNIFICANT = 0.05
@@ -37,21 +37,25 @@ def findings(results: Results, reference: str = "r2d") -> str:
 
 
 def _overall(results: Results) -> str:
-    """Each method's four labels, every attack that all methods met weighing the same."""
+    """Each method's labels, every attack that all methods met weighing the same.
+
+    The bounds are means of the attacks' Wilson bounds: wide enough however the attacks, which put
+    the same requests, hang together.
+    """
     attacks = results.common_attacks
     if not attacks:
         return "**Attacks:** none that all methods met."
     cells = []
     for method in results.methods:
-        mean = {
-            label: sum(results.rate(method, label, attacks=[a]).rate for a in attacks)
-            / len(attacks)
-            for label in LABELS
-        }
-        cells.append(
-            f"{TITLES[method]} {mean['harmful']:.0%} harmful, {mean['refused']:.0%} refused, "
-            f"{mean['garbled']:.0%} garbled"
-        )
+        shares = []
+        for label in ("harmful", "refused", "garbled"):
+            rates = [results.rate(method, label, attacks=[attack]) for attack in attacks]
+            mean, low, high = (
+                sum(bounds) / len(rates)
+                for bounds in zip(*((r.rate, r.low, r.high) for r in rates), strict=True)
+            )
+            shares.append(f"{mean:.0%} [{100 * low:.0f}, {100 * high:.0f}] {label}")
+        cells.append(f"{TITLES[method]} {', '.join(shares)} (n = {sum(r.n for r in rates)})")
     return f"**Mean over {_listed(attacks)}:** {'; '.join(cells)}."
 
 
@@ -68,7 +72,8 @@ def _against(results: Results, tests: pd.DataFrame, reference: str, other: str) 
             attack = row["attack"]
             ours = results.rate(reference, attacks=[attack])
             theirs = results.rate(other, attacks=[attack])
-            cell = f"{attack} ({ours.rate:.0%} against {theirs.rate:.0%})"
+            compared = f"{_short(ours)} against {_short(theirs)}"
+            cell = f"{attack} ({compared}, n = {ours.n} and {theirs.n})"
             (better if lower else worse).append(cell)
     parts = []
     if better:
@@ -95,10 +100,10 @@ def _cost(results: Results, reference: str) -> str:
             chosen = results.benign[
                 (results.benign["method"] == method) & (results.benign["scope"] == "whole")
             ]
+            spent = mean_over_runs(tokens_by_run(chosen))
             cells.append(
                 f"{TITLES[method]} refuses {_short(over)} of harmless look-alikes, answers "
-                f"{_short(exact)} of harmless requests exactly, with "
-                f"{chosen['response_tokens'].mean():.0f} tokens"
+                f"{_short(exact)} of harmless requests exactly, with {spent} tokens, n being runs"
             )
     return f"**What it costs:** {'; '.join(cells) or 'not measured'}."
 

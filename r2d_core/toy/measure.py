@@ -74,6 +74,13 @@ class Measurement:
         ``n`` is the completions that have the scope: a response without reasoning does not count
         under ``reasoning``. Tokens and queries are means over the completions.
         """
+        grouped = self.outcomes(method, base_seed, seed).groupby(KEYS, sort=False)
+        counts = grouped[["n", *LABELS]].sum()
+        means = grouped[["prompt_tokens", "response_tokens", "queries"]].mean().round(2)
+        return counts.join(means).reset_index()[COLUMNS]
+
+    def outcomes(self, method: str, base_seed: int, seed: int) -> pd.DataFrame:
+        """What `table` counts, a row a completion and scope: ``COLUMNS``, and ``behavior``."""
         rows = []
         for completion, verdict in zip(self.completions, self.verdicts, strict=True):
             behavior = self.behaviors[verdict.behavior_id]
@@ -88,6 +95,7 @@ class Measurement:
                             "attack": verdict.attack,
                             "split": behavior.split,
                             "scope": scope,
+                            "behavior": verdict.behavior_id,
                             "n": 1,
                             **{name: int(label == name) for name in LABELS},
                             "prompt_tokens": completion.prompt_tokens,
@@ -95,11 +103,7 @@ class Measurement:
                             "queries": completion.metadata.get("queries", 1),
                         }
                     )
-        frame = pd.DataFrame(rows, columns=COLUMNS)
-        grouped = frame.groupby(KEYS, sort=False)
-        counts = grouped[["n", *LABELS]].sum()
-        means = grouped[["prompt_tokens", "response_tokens", "queries"]].mean().round(2)
-        return counts.join(means).reset_index()[COLUMNS]
+        return pd.DataFrame(rows, columns=[*COLUMNS, "behavior"])
 
 
 def load(checkpoint: str | Path) -> tuple[Any, Any]:
