@@ -99,7 +99,7 @@ def pivot_ids(pivots: object, vocabulary: int) -> Pivots | None:
     """(safe, unsafe, rethink) as Python's ints; None unless they are three rows of the weight."""
     if not isinstance(pivots, Sequence) or len(pivots) != 3:
         return None
-    if not all(isinstance(each, Integral) and 0 <= each < vocabulary for each in pivots):
+    if not all(isinstance(each, Integral) and 0 <= int(each) < vocabulary for each in pivots):
         return None
     safe, unsafe, rethink = map(int, pivots)
     return safe, unsafe, rethink
