@@ -337,7 +337,7 @@ def test_no_gradient_wanted(impl):
     torch.testing.assert_close(total, naive(hidden, weight, targets).detach())
 
 
-def check_errors(dtype, impls, *, upstream=1.0, spread=8.0, **options):
+def check_errors(dtype, impls, *, upstream=1.0, spread=8.0, shape=(200, 64, 96), **options):
     """Of the gradients, against float64: at most half as much again as the plain loss's own.
 
     Logits that are ``spread`` wide are rounded as much as that; beside the error which large ones
@@ -345,7 +345,7 @@ def check_errors(dtype, impls, *, upstream=1.0, spread=8.0, **options):
     """
     errors = {impl: [0.0, 0.0] for impl in ["reference", *impls]}
     for seed in range(3):
-        hidden, weight, targets = problem(200, 64, 96, seed, dtype)
+        hidden, weight, targets = problem(*shape, seed, dtype)
         weight = (weight.detach() * (spread / 8)).requires_grad_()
         exact_inputs = [x.detach().double().requires_grad_() for x in (hidden, weight)]
         exact = gradients(upstream * naive(*exact_inputs, targets, **options), *exact_inputs)
@@ -370,11 +370,9 @@ def test_error_is_at_most_one_and_a_half_times_the_plain_loss(dtype, contrast):
 def test_error_of_a_sum_over_many_chunks(monkeypatch, dtype):
     """The weight's gradient is summed in float32, whatever it is rounded to at the end."""
     monkeypatch.setattr("r2d_core.kernels.fused.CPU_CHUNK_BYTES", 2048)
-    chunk = logits_buffer(
-        torch.empty(0, 64, dtype=dtype), 100, 96, 1, torch_scratch(dtype, False), None
-    )
-    assert len(chunk) <= 100 / 16
-    check_errors(dtype, ["chunked"], spread=0.125)
+    like, scratch = torch.empty(0, 64, dtype=dtype), torch_scratch(dtype, False)
+    assert len(logits_buffer(like, 500, 24, 1, scratch, None)) <= 500 / 16
+    check_errors(dtype, ["chunked"], spread=1.0, shape=(800, 64, 24))
 
 
 @pytest.mark.parametrize("chunk_bytes", [2048, 10**6])
