@@ -246,7 +246,7 @@ def trainings(checkpoint: str | Path, *comparisons: Comparison) -> dict[str, Any
     runs = [run for each in comparisons for seeds in each.runs.values() for run in seeds.values()]
     return {
         "models": len(runs),
-        "seconds": round(sum(run.training["seconds"] for run in runs), 1),
+        "seconds": round(sum(run.training["seconds"] for run in runs), 3),
         "source_sha256": source_sha256(),
         "checkpoint_sha256": identity(checkpoint),
     }
