@@ -109,6 +109,7 @@ def test_the_evaluation_split_holds_no_prompt_that_is_learned(
         return SimpleNamespace(sources=["this"])
 
     monkeypatch.setattr("r2d_core.training.train", note)
+    monkeypatch.setattr(stages, "note_made", lambda *_, **__: None)
     training = ArmTraining(steps=40, batch_size=32)
     train_arm(
         grid / "expanded" / "model", "refusal", 0, training, world_seed=2, output_dir=tmp_path
