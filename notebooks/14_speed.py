@@ -108,8 +108,9 @@ for run in measured["generation"]:
 # One optimizer step of LoRA on the same examples. *ours*: packed, attention by example, the fused
 # loss, only the new tokens' rows trained. *authors*: as they launch it, one example at a time,
 # activations computed again, all logits in float32, embedding and output matrix trained whole.
-# *kept*: theirs with the activations kept. *Memory* is what a step adds to weights, adapters and
-# optimizer states. The first losses must agree. *Operations* counts those of the matrix products:
+# *kept*: theirs with the activations kept (where a table has no such row, *authors* is that).
+# *Memory* is what a step adds to weights, adapters and optimizer states. The first losses must
+# agree. *Operations* counts those of the matrix products:
 # where they take all the time, as a large model's do on a CPU, this ratio is the most that can be
 # gained. What is gained beyond it comes from longer batches and from logits that are never written.
 

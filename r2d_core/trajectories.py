@@ -49,6 +49,12 @@ VERDICTS = frozenset(
 )
 """What a writer of pivots puts in brackets without its being a pivot, whatever its capitals."""
 
+PLACEHOLDERS = frozenset(
+    ("name", "date", "time", "city", "address", "email", "phone", "company", "number", "location")
+    + ("blank", "redacted", "title", "url", "link")
+)
+"""What stands in brackets to be filled in, at the end of a step as anywhere."""
+
 _PIVOT = re.compile("|".join(map(re.escape, PIVOT_TOKENS)))
 _BRACKETED = re.compile(r"\[ *([A-Za-z][A-Za-z_ -]*?) *\]")
 _NAMES = [token.strip("[]") for token in PIVOT_TOKENS]
@@ -251,7 +257,11 @@ def _like_pivots(text: str) -> Iterator[str]:
 
     Elsewhere, what is in brackets is what it is: [NAME], [YOUR CITY], [1], [sic].
     """
-    ends = {match[0].strip() for match in _AT_THE_END.finditer(text)} - {"[sic]"}
+    ends = {
+        match[0].strip()
+        for match in _AT_THE_END.finditer(text)
+        if match[0].strip(" []\n\t").lower() not in PLACEHOLDERS | {"sic"}
+    }
     for match in _BRACKETED.finditer(text):
         name = match[1]
         near = name.isupper() and difflib.get_close_matches(name, _NAMES, n=1, cutoff=0.65)

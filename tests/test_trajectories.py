@@ -208,6 +208,7 @@ def test_what_was_meant_for_a_pivot_is_named(text: str) -> None:
 
 
 def test_brackets_that_are_no_pivots_pass() -> None:
+    assert problems(parse("<think> dear [NAME] [SAFE] write to [Email] [SAFE] </think> a")) == []
     assert problems(parse("<think> x[0], [i], [A] and [1, 2] [SAFE] </think> dear [NAME] .")) == []
 
 
