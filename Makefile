@@ -42,7 +42,7 @@ test: $(INSTALLED) ## lint, types, stripped notebooks and the fast tests
 
 .PHONY: test-slow
 test-slow: $(INSTALLED) ## the tests that run a pipeline or a browser
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow -n $(CORES) --dist loadscope --durations 15
 
 .PHONY: test-vllm
 test-vllm: $(VLLM_INSTALLED) ## the tests that run vLLM, on the CPU (3 minutes)
