@@ -1,13 +1,15 @@
 """Our GCG against nanoGCG: candidates a second, final losses, success; same models and settings.
 
     pip install --no-deps nanogcg==0.3.0       # its metadata refuses transformers 5; it works
-    python benchmarks/attacks.py                                  # both models: hours on two cores
-    python benchmarks/attacks.py --models toy                     # two minutes
-    python benchmarks/attacks.py --models 100m --steps 4 --candidates 64      # four
+    python benchmarks/attacks.py                                  # all models: hours on two cores
+    python benchmarks/attacks.py --models toy refusal             # four minutes
+    python benchmarks/attacks.py --models 100m --steps 12 --candidates 128    # twenty
 
-Two random models: one of the toy world's size and vocabulary, one of about 100 million weights with
-32,000 word pieces. Both sides get the same model, prompts, targets, first suffix, steps,
-candidates, top-k and seeds, one after the other in one process, now the one first, now the other.
+Two random models, one of the toy world's size and vocabulary and one of about 100 million weights
+with 32,000 word pieces; and the toy world's refusal-tuned model, the only one of the three that an
+attack can succeed on (trained now, in minutes, where it is not there yet). Both sides get the same
+model, prompts, targets, first suffix, steps, candidates, top-k and seeds, one after the other in
+one process, now the one first, now the other.
 
 nanoGCG 0.3.0 hands keys and values about in the tuples of transformers 4. `Tuples` turns them into
 a fresh cache a call, which is what that version did with them: so it keeps its prefix cache, and
@@ -36,7 +38,14 @@ import nanogcg
 import torch
 from loss import RESULTS
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DynamicCache,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from r2d_core.attacks import Surrogate, Target
 from r2d_core.attacks.gcg import GCGAnswer
@@ -48,6 +57,7 @@ from r2d_core.toy.base import BaseConfig, make_base_model, make_tokenizer
 from r2d_core.toy.evaluation import harmful_behaviors
 from r2d_core.toy.language import make_language
 from r2d_core.toy.splits import make_splits
+from r2d_core.toy.stages import default_checkpoint
 
 
 class Tuples(torch.nn.Module):
@@ -78,6 +88,14 @@ def toy() -> tuple[Any, Any, list[Behavior], str]:
     model = make_base_model(BaseConfig(), len(tokenizer))
     behaviors = harmful_behaviors(language, make_splits(language, 0), "development", 20, 0)
     return model, tokenizer, behaviors, "please"
+
+
+def refusal() -> tuple[Any, Any, list[Behavior], str]:
+    """The toy world's model that was taught to refuse, and the requests of `toy`."""
+    checkpoint = default_checkpoint("refusal", 0)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    _, _, behaviors, word = toy()
+    return AutoModelForCausalLM.from_pretrained(checkpoint), tokenizer, behaviors, word
 
 
 def hundred_million() -> tuple[Any, Any, list[Behavior], str]:
@@ -126,6 +144,7 @@ def hundred_million() -> tuple[Any, Any, list[Behavior], str]:
 
 MODELS: dict[str, Callable[[], tuple[Any, Any, list[Behavior], str]]] = {
     "toy": toy,
+    "refusal": refusal,
     "100m": hundred_million,
 }
 

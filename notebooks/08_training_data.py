@@ -73,10 +73,10 @@ from r2d_core import plots
 from r2d_core.datasets import describe, read_trajectories, summarize, training_rows
 from r2d_core.decontamination import Thresholds, compare
 from r2d_core.errors import InputError
-from r2d_core.evaluation import load_tokenizer, reach_described
 from r2d_core.judges import JUDGES
 from r2d_core.pivots import UNSAFE, expand_vocabulary
 from r2d_core.provenance import footer_html, provenance
+from r2d_core.reach import load_tokenizer, reach_described
 from r2d_core.records import Behavior, read_behaviors, write_text_atomic
 from r2d_core.synthesis import (
     SynthesisConfig,

@@ -40,6 +40,7 @@ from IPython.display import HTML, Markdown, display
 
 from r2d_core import plots
 from r2d_core.benchmarks import AIMS, made_by, read_benchmarks, speedups
+from r2d_core.metrics import Rate
 from r2d_core.provenance import footer_html, provenance
 
 measured = read_benchmarks(results, list(AIMS))
@@ -61,6 +62,8 @@ if any(measured.values()):
 #
 # Same model, prompts, targets, first suffix, steps, candidates and seeds. A candidate counts when
 # its loss was computed; a final loss is that of the text which each side returns, tokenised anew.
+# An attack succeeds when the greedy answer begins with the target: one on a model of random
+# weights, *toy* and *100m*, cannot; *refusal* is the toy world's refusal-tuned model.
 
 # %% tags=["hide-input"]
 for run in measured["attacks"]:
@@ -71,7 +74,7 @@ for run in measured["attacks"]:
                 "candidates a second": found["candidates_per_second"],
                 "final loss, median": found["loss_median"],
                 "quartiles": " to ".join(f"{found['loss_quartiles'][q]:.3f}" for q in (0, 2)),
-                "requests": found["runs"],
+                "success": str(Rate(round(found["success"] * found["runs"]), found["runs"])),
             }
             for side, found in result["summary"].items()
         )
@@ -79,7 +82,8 @@ for run in measured["attacks"]:
         show(
             table,
             run,
-            f"{result['weights'] / 1e6:.1f} million weights, {settings['steps']} steps of "
+            f"{result['model']}, {result['weights'] / 1e6:.1f} million weights, "
+            f"{result['vocabulary']} tokens; {settings['steps']} steps of "
             f"{settings['candidates']} candidates: ours {speedup['mean']:.2f} × as fast "
             f"({speedup['least']:.2f} to {speedup['most']:.2f})",
             "{:.4g}",

@@ -85,28 +85,26 @@ from r2d_core.attacks import make_attack
 from r2d_core.evaluation import (
     UNASKED,
     answer_all,
-    any_behaviors,
     attack_all,
-    check_judgeable,
     costs_once,
-    defend,
-    first_of_each_kind,
     judge_once,
-    make_judges,
-    reach,
-    reach_described,
-    read_material,
     summary,
     utility_once,
+    write_suite_files,
+)
+from r2d_core.evaluation_inputs import (
+    any_behaviors,
+    check_judgeable,
+    first_of_each_kind,
+    read_material,
     with_forgeries,
     with_own_traces,
     with_targets,
     without_tags,
-    without_template,
-    write_suite_files,
 )
 from r2d_core.metrics import rates_as_columns
 from r2d_core.provenance import footer_html, provenance
+from r2d_core.reach import defend, make_judges, reach, reach_described, without_template
 from r2d_core.records import read_completions, read_test_cases, write_text_atomic
 from r2d_core.toy.base import LONGEST_ANSWER
 from r2d_core.toy.evaluation import toy_evaluation

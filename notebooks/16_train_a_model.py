@@ -69,12 +69,12 @@ from r2d_core import plots
 from r2d_core.checking import unknown
 from r2d_core.datasets import read_report
 from r2d_core.errors import InputError
-from r2d_core.evaluation import reach
 from r2d_core.generation import Request
 from r2d_core.parameter_sets import launch_training, read_parameter_set, train_parameter_set
 from r2d_core.pivots import PivotIds
 from r2d_core.planning import Sharing
 from r2d_core.provenance import footer_html, provenance
+from r2d_core.reach import reach
 from r2d_core.records import read_json, read_json_lines, write_text_atomic
 from r2d_core.toy.base import LONGEST_ANSWER
 from r2d_core.toy.stages import default_base, toy_parameter_set

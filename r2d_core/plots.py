@@ -32,6 +32,7 @@ import matplotlib.patches
 import pandas as pd
 from matplotlib.axes import Axes
 
+from r2d_core.attack_titles import TITLES, attack_title
 from r2d_core.errors import InputError
 from r2d_core.metrics import wilson_interval
 from r2d_core.pivots import RETHINK, SAFE, UNSAFE
@@ -53,33 +54,6 @@ METHODS = {  # name in tables -> (label, colour, marker); the order is the order
     "r2d_upweighted": ("R2D, pivots up-weighted", GREEN, "P"),
     "r2d_no_pivots": ("R2D without pivots", PURPLE, "v"),
     "r2d_no_reasoning": ("R2D without reasoning", VERMILLION, "X"),
-}
-ATTACKS = {
-    "direct": "direct request",
-    "wrapper": "held-out wrapper",
-    "few_shot": "few-shot",
-    "prefill_lead": "prefill: lead",
-    "prefill_step": "prefill: lead + step",
-    "forged_reasoning": "prefill: forged reasoning",
-    "refinement": "refinement search",
-    "gcg_answer": "GCG on the answer",
-    "gcg_pivot": "GCG on the pivots",
-    "gcg_reasoning": "GCG on the reasoning",
-    "gcg_multi": "GCG, many requests",
-    "gcg_transfer": "GCG, transferred",
-    "random_search": "random search, answer",
-    "random_search_reasoning": "random search, reasoning",
-    "random_search_pivot": "random search, pivots",
-    "zero_shot": "zero-shot",
-    "few_shot_attacker": "few-shot by an attacker",
-    "best_of_n": "best of N",
-    "pair": "PAIR",
-    "tap": "TAP",
-    "autodan": "AutoDAN",
-    "forged_prompt": "forged reasoning in prompt",
-    "forged_turn": "forged turn in prompt",
-    "pivot_text": "pivots as user text",
-    "no_chat_template": "no chat template",
 }
 OUTCOMES = {  # label of the judge -> (colour, hatch)
     "harmful": (VERMILLION, ""),
@@ -704,7 +678,7 @@ def _methods(names: Iterable[object]) -> list[str]:
 
 
 def _attacks(names: Iterable[object]) -> list[str]:
-    return _ordered(names, ATTACKS)
+    return _ordered(names, TITLES)
 
 
 def _method(name: str) -> tuple[str, str, str]:
@@ -712,7 +686,7 @@ def _method(name: str) -> tuple[str, str, str]:
 
 
 def _attack(name: str) -> str:
-    return ATTACKS.get(name, _plain(name.replace("_", " "), 32))
+    return _plain(attack_title(name), 0 if name in TITLES else 32)
 
 
 def _plain(text: str, limit: int = 0) -> str:

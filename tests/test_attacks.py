@@ -23,6 +23,7 @@ from attack_world import (
     local_target,
 )
 
+from r2d_core.attack_titles import TITLES, attack_title
 from r2d_core.attacks import (
     ATTACKS,
     Material,
@@ -93,6 +94,11 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]
         "templates": {"file": str(folder / "templates.txt")},
         "transfer": {"file": str(folder / "cases.jsonl")},
     }
+
+
+def test_every_attack_has_a_title_for_readers():
+    assert [name for name in ATTACKS if name not in TITLES] == []
+    assert attack_title("my_own") == "my own"
 
 
 @pytest.mark.parametrize("name", ATTACKS)

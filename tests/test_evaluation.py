@@ -16,32 +16,29 @@ from attack_world import BEHAVIORS, MATERIAL, Broken, Echo, ScoreByLength, Write
 from tiny_models import tiny_model, tiny_tokenizer
 
 from r2d_core import evaluation
+from r2d_core import reach as reach_module
 from r2d_core.attacks import make_attack
 from r2d_core.attacks.journal import Journal, RecordedGenerator
 from r2d_core.defenses import REFUSAL
 from r2d_core.errors import InputError
 from r2d_core.evaluation import (
-    Reached,
     answer_all,
-    any_behaviors,
     attack_all,
-    check_judgeable,
     costs_once,
-    defend,
-    first_of_each_kind,
     judge_once,
-    make_judges,
-    reach,
-    reach_described,
-    read_material,
     summary,
     utility_once,
+    write_suite_files,
+)
+from r2d_core.evaluation_inputs import (
+    any_behaviors,
+    check_judgeable,
+    first_of_each_kind,
+    read_material,
     with_forgeries,
     with_own_traces,
     with_targets,
     without_tags,
-    without_template,
-    write_suite_files,
 )
 from r2d_core.generation import (
     Generation,
@@ -52,6 +49,7 @@ from r2d_core.generation import (
 )
 from r2d_core.judges import JUDGES
 from r2d_core.metrics import Rate, rates_as_columns
+from r2d_core.reach import Reached, defend, make_judges, reach, reach_described, without_template
 from r2d_core.records import (
     Behavior,
     TestCase,
@@ -441,13 +439,13 @@ def test_a_tokenizer_is_of_the_models_revision(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[dict[str, Any]] = []
-    loaded = evaluation._loaded
+    loaded = reach_module._loaded
 
     def load(model: str, load: Any, **settings: Any) -> Any:
         asked.append(settings)
         return loaded(model, load)
 
-    monkeypatch.setattr(evaluation, "_loaded", load)
+    monkeypatch.setattr(reach_module, "_loaded", load)
     assert '"revision": "abc"' in reach(str(checkpoint), revision="abc").name
     assert [settings.get("revision") for settings in asked] == ["abc", "abc"]
 

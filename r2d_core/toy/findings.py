@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
+from r2d_core.attack_titles import attack_title
 from r2d_core.metrics import Rate
 from r2d_core.sampling_error import mean_over_runs, tokens_by_run
 from r2d_core.toy.arms import ARMS, TITLES
@@ -56,7 +57,8 @@ def _overall(results: Results) -> str:
             )
             shares.append(f"{mean:.0%} [{100 * low:.0f}, {100 * high:.0f}] {label}")
         cells.append(f"{TITLES[method]} {', '.join(shares)} (n = {sum(r.n for r in rates)})")
-    return f"**Mean over {_listed(attacks)}:** {'; '.join(cells)}."
+    titles = [attack_title(name) for name in attacks]
+    return f"**Mean over {_listed(titles)}:** {'; '.join(cells)}."
 
 
 def _against(results: Results, tests: pd.DataFrame, reference: str, other: str) -> str:
@@ -73,7 +75,7 @@ def _against(results: Results, tests: pd.DataFrame, reference: str, other: str) 
             ours = results.rate(reference, attacks=[attack])
             theirs = results.rate(other, attacks=[attack])
             compared = f"{_short(ours)} against {_short(theirs)}"
-            cell = f"{attack} ({compared}, n = {ours.n} and {theirs.n})"
+            cell = f"{attack_title(attack)} ({compared}, n = {ours.n} and {theirs.n})"
             (better if lower else worse).append(cell)
     parts = []
     if better:
@@ -117,5 +119,5 @@ def _not_stopped(results: Results, reference: str) -> str:
     broken.sort(key=lambda cell: -cell[1].rate)
     if not broken:
         return f"**{TITLES[reference]}:** no attack here succeeds in a fifth of its attempts."
-    told = _listed([f"{attack} {_short(rate)}" for attack, rate in broken])
+    told = _listed([f"{attack_title(attack)} {_short(rate)}" for attack, rate in broken])
     return f"**{TITLES[reference]} does not stop:** {told}."
