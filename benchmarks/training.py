@@ -16,9 +16,11 @@ authors   as they launch it (expand_and_train.sh, train.py): one example at a ti
           the window, which their code forgets, so that both minimise the same.
 kept      the authors' with activations kept: what is ours besides keeping them
 
-Each row tells the loss of its first step: they must agree, or one of them trains something else.
-It tells the products' floating-point operations, too: where they take all the time, as a large
-model's do on a CPU, no way of ordering them gains more than their ratio.
+Each row tells the loss of its first step: they must agree, or one of them trains something else. It
+tells that of its last, too, after as many steps on the same window: how far each has come by then,
+the authors' under dropout, which the loss of a step is taken with. And it tells the products'
+floating-point operations: where they take all the time, as a large model's do on a CPU, no way of
+ordering them gains more than their ratio.
 """
 
 from __future__ import annotations
@@ -220,9 +222,10 @@ def measure(name: str, device: str, window: int, batch_size: int, rounds: int) -
         for way, step in steps.items():
             synchronize(device)
             began = time.perf_counter()
-            step()
+            loss = step()
             synchronize(device)
             seconds[way].append(time.perf_counter() - began)
+            found[way]["last_loss"] = float(loss)
     for way, row in found.items():
         row["seconds"] = statistics.median(seconds[way])
         row["tokens_per_second"] = tokens / row["seconds"]
@@ -232,6 +235,7 @@ def measure(name: str, device: str, window: int, batch_size: int, rounds: int) -
         row["times_authors"] = row["tokens_per_second"] / reference["tokens_per_second"]
         row["memory_of_authors"] = row["step_peak_mib"] / reference["step_peak_mib"]
         row["flops_of_authors"] = row["flops"] / reference["flops"]
+        row["steps"] = rounds + 2
         row |= {"tokens": tokens, "window": window, "batch_size": batch_size}
         row["dtype"] = str(dtype).removeprefix("torch.")
     return list(found.values())

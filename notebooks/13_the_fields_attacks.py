@@ -129,8 +129,7 @@ plots.outcome_bars(
 
 # %% tags=["hide-input"]
 tested = pd.read_csv(folder / "field_tests.csv", keep_default_na=False)
-test = record.get("test", "a test that the record of these tables does not name")
-display(Markdown(f"By {test}."))
+display(Markdown(f"By {record['test']}."))
 display(Markdown(better_than_asking(tested)))
 
 # %% [markdown]
@@ -162,15 +161,14 @@ if len(curves):
 # ## Budgets
 #
 # Published budgets are ten to a thousand times these. What differs from the defaults, as the record
-# of these tables has it:
+# of these tables has it (its seconds, below, are those of the last session: what one before it had
+# measured is read):
 
 # %% tags=["hide-input"]
-settings = record.get("settings", {})
-rows = [{"attack": name, "settings": json.dumps(values)} for name, values in settings.items()]
-if rows:
-    display(plots.table(pd.DataFrame(rows), index=False))
-else:
-    display(Markdown("The record does not hold them: it was made before it did."))
+rows = [
+    {"attack": name, "settings": json.dumps(values)} for name, values in record["settings"].items()
+]
+display(plots.table(pd.DataFrame(rows), index=False))
 
 # %% tags=["hide-input"]
 display(HTML(footer_html(record)))

@@ -112,11 +112,11 @@ for run in measured["generation"]:
 # One optimizer step of LoRA on the same examples. *ours*: packed, attention by example, the fused
 # loss, only the new tokens' rows trained. *authors*: as they launch it, one example at a time,
 # activations computed again, all logits in float32, embedding and output matrix trained whole.
-# *kept*: theirs with the activations kept (where a table has no such row, *authors* is that).
-# *Memory* is what a step adds to weights, adapters and optimizer states. The first losses must
-# agree. *Operations* counts those of the matrix products:
-# where they take all the time, as a large model's do on a CPU, this ratio is the most that can be
-# gained. What is gained beyond it comes from longer batches and from logits that are never written.
+# *kept*: theirs with the activations kept. *Memory* is what a step adds to weights, adapters and
+# optimizer states. The first losses must agree; the last are after as many steps on the same
+# examples. *Operations* counts those of the matrix products: where they take all the time, as a
+# large model's do on a CPU, this ratio is the most that can be gained. What is gained beyond it
+# comes from longer batches and from logits that are never written.
 
 # %% tags=["hide-input"]
 columns = {
@@ -124,6 +124,7 @@ columns = {
     "times_authors": "times the authors'", "step_peak_mib": "MiB of a step",
     "memory_of_authors": "memory, of the authors'",
     "flops_of_authors": "operations, of the authors'", "first_loss": "first loss",
+    "last_loss": "last loss",
 }  # fmt: skip
 for run in measured["training"]:
     show(
