@@ -127,9 +127,8 @@ columns = {
     "last_loss": "last loss",
 }  # fmt: skip
 for run in measured["training"]:
-    show(
-        pd.DataFrame(run["rows"])[list(columns)].rename(columns=columns), run, "Training", "{:.4g}"
-    )
+    rows = pd.DataFrame(run["rows"]).reindex(columns=list(columns))
+    show(rows.rename(columns=columns), run, "Training", "{:.4g}")
 
 # %% tags=["hide-input"]
 display(HTML(footer_html(provenance(parameters, [0], started))))
