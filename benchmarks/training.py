@@ -185,7 +185,7 @@ def measure(name: str, device: str, window: int, batch_size: int, rounds: int) -
     steps: dict[str, Callable[[], Tensor]] = {}
     for way, (gradients, lora, checkpointing) in WAYS.items():
         model = random_model(shape, device, dtype)
-        settings = LoraSettings(rank=shape.rank, alpha=shape.rank, **lora)
+        settings = LoraSettings(**{**lora, "rank": shape.rank, "alpha": float(shape.rank)})
         adapted = add_adapters(model, settings, ROWS.tolist()).to(device).train()
         if checkpointing:
             model.enable_input_require_grads()

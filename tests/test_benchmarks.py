@@ -45,6 +45,18 @@ def test_loss(tmp_path):
     assert read["difference"] < 1e-4 and read["seconds"] > 0 and read["bytes"] < plain["bytes"]
 
 
+def test_training(tmp_path):
+    few = ("--models", "tiny", "--window", "3", "--batch-size", "2", "--rounds", "1")
+    found = run("training.py", tmp_path / "training.json", *few)["rows"]
+    ours, *theirs = found
+    assert [row["way"] for row in found] == ["ours", "authors", "kept"]
+    for row in theirs:
+        assert abs(row["first_loss"] - ours["first_loss"]) < 1e-4 * ours["first_loss"]
+        assert row["flops"] > ours["flops"] and row["step_peak_mib"] > ours["step_peak_mib"] > 0
+    for row in found:
+        assert row["steps"] == 3 and 0 < row["last_loss"] < row["first_loss"]
+
+
 def test_quick_numbers_do_not_take_the_place_of_published_ones(tmp_path):
     command = [sys.executable, str(BENCHMARKS / "loss.py"), "--quick"]
     refused = subprocess.run(command, capture_output=True, text=True)
