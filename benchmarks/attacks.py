@@ -2,12 +2,13 @@
 
     pip install --no-deps nanogcg==0.3.0       # its metadata refuses transformers 5; it works
     python benchmarks/attacks.py                                  # all models: hours on two cores
-    python benchmarks/attacks.py --models toy refusal             # four minutes
-    python benchmarks/attacks.py --models 100m --steps 12 --candidates 128    # twenty
+    python benchmarks/attacks.py --models toy                     # two minutes
+    python benchmarks/attacks.py --models refusal --steps 5       # two, and what it trains first
+    python benchmarks/attacks.py --models 100m --steps 4 --candidates 64      # four
 
 Two random models, one of the toy world's size and vocabulary and one of about 100 million weights
-with 32,000 word pieces; and the toy world's refusal-tuned model, the only one of the three that an
-attack can succeed on (trained now, in minutes, where it is not there yet). Both sides get the same
+with 32,000 word pieces; and the toy world's refusal-tuned model, the only one of the three that has
+a leaning to say the target (trained now, in minutes, where it is not there yet). Both get the same
 model, prompts, targets, first suffix, steps, candidates, top-k and seeds, one after the other in
 one process, now the one first, now the other.
 

@@ -62,8 +62,8 @@ if any(measured.values()):
 #
 # Same model, prompts, targets, first suffix, steps, candidates and seeds. A candidate counts when
 # its loss was computed; a final loss is that of the text which each side returns, tokenised anew.
-# An attack succeeds when the greedy answer begins with the target: one on a model of random
-# weights, *toy* and *100m*, cannot; *refusal* is the toy world's refusal-tuned model.
+# An attack succeeds when the greedy answer begins with the target, which a model of random weights,
+# *toy* and *100m*, has no leaning to say; *refusal* is the toy world's refusal-tuned model.
 
 # %% tags=["hide-input"]
 for run in measured["attacks"]:

@@ -1,6 +1,7 @@
-"""What an evaluation begins from: behaviors and what attacks know of them, out of files.
+"""What an evaluation begins from: behaviors, and what attacks know of them.
 
-Anything in them that is not what it should be is said before a model is asked.
+Both come out of files, of which anything that is not what it should be is said before a model is
+attacked; or, as a model's own reasoning does, out of the model.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from r2d_core.attacks import Material
 from r2d_core.attacks.attack import no_rewrite
@@ -53,12 +55,7 @@ def with_targets(behaviors: Sequence[Behavior], path: str | Path) -> list[Behavi
     HarmBench's is ``harmbench_targets_text.json``. A behavior that is not in it keeps what it has.
     Raises InputError for anything else in the file.
     """
-    try:
-        targets = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except ValueError as error:
-        raise InputError(f"{path}: expected a JSON object id -> target, found {error}") from None
+    targets = _json_of(path, "a JSON object id -> target")
     if not isinstance(targets, dict) or not all(isinstance(t, str) for t in targets.values()):
         raise InputError(f"{path}: expected a JSON object id -> target, a string each")
     return [
@@ -122,12 +119,7 @@ def read_material(path: str | Path) -> Material:
     question and answer (few-shot), of which those that hold a behavior's own prompt are not shown
     to it. Raises InputError for anything else in the file.
     """
-    try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except ValueError as error:
-        raise InputError(f"{path}: expected a JSON object, found {error}") from None
+    value = _json_of(path, "a JSON object")
     if not isinstance(value, dict) or set(value) - {"wrappers", "shots"}:
         raise InputError(f"{path}: expected a JSON object with wrappers, shots or both")
     wrappers, shots = value.get("wrappers", []), value.get("shots", [])
@@ -172,3 +164,12 @@ def first_of_each_kind(behaviors: Sequence[Behavior], limit: int) -> list[Behavi
         if seen[behavior.kind] <= limit:
             kept.append(behavior)
     return kept
+
+
+def _json_of(path: str | Path, expected: str) -> Any:
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except ValueError as error:
+        raise InputError(f"{path}: expected {expected}, found {error}") from None

@@ -326,7 +326,9 @@ def test_findings_claim_no_difference_that_the_test_does_not_bear_out() -> None:
     two = {"r2d": {(0, 0): good}, "refusal": {(0, 0): bad}}
     assert results(two).compare("r2d")["p_holm"].tolist() == [pytest.approx(2 / 2**8)]
     said = findings(results(two))
-    assert "less often under held-out wrapper (0% [0, 32] against 100% [68, 100], n = 8" in said
+    assert (
+        "less often under held-out wrapper (0% [0, 32] against 100% [68, 100], n = 8 and 8)" in said
+    )
     many = {"r2d": {(0, 0): good}} | {m: {(0, 0): bad} for m in METHODS if m != "r2d"}
     corrected = results(many).compare("r2d")["p_holm"]
     assert min(corrected) == pytest.approx(7 * 2 / 2**8) and min(corrected) > 0.05
@@ -334,7 +336,9 @@ def test_findings_claim_no_difference_that_the_test_does_not_bear_out() -> None:
     assert findings(results(many)).count("no difference that tests and runs bear out") == 6
     worse = {"r2d": {(0, 0): bad}, "refusal": {(0, 0): good}}
     said = findings(results(worse))
-    assert "more often under held-out wrapper (100% [68, 100] against 0% [0, 32], n = 8" in said
+    assert (
+        "more often under held-out wrapper (100% [68, 100] against 0% [0, 32], n = 8 and 8)" in said
+    )
 
 
 def test_findings_compare_forged_reasoning_only_within_one_format() -> None:
