@@ -19,11 +19,15 @@ import shlex
 import signal
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 
+import warm_kernels
+
 from r2d_core.errors import InputError
 from r2d_core.experiment import Experiment, load_experiment
+from r2d_core.toy.arms import METHODS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -42,29 +46,42 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
-    if not {"--dry-run", "-n", "--dryrun"} & set(for_snakemake):
+    given = {argument.partition("=")[0] for argument in for_snakemake}
+    dry_run = bool({"--dry-run", "-n", "--dryrun"} & given)
+    elsewhere = bool({"--executor", "-e", "--workflow-profile"} & given)
+    if not dry_run:
         set_aside(ROOT / "results" / experiment.name, experiment)
     snakemake = [sys.executable, "-m", "snakemake", "--snakefile", "experiments/Snakefile"]
     snakemake += ["--config", f"experiment={options.experiment.resolve()}"]
     if any((ROOT / ".snakemake" / "locks").glob("*")):
         # We hold our own lock, so Snakemake's is what a killed run left.
         subprocess.run([*snakemake, "--unlock", "--quiet", "all"], cwd=ROOT, check=True)
-    if not {"--cores", "-c", "--workflow-profile"} & set(for_snakemake):
+    if not {"--cores", "-c", "--workflow-profile"} & given:
         for_snakemake = ["--cores", str(_cores()), *for_snakemake]
     snakemake += ["--rerun-incomplete", "--keep-going", "--quiet", "rules", "host"]
-    # Snakemake holds the lock as well: it may live on when this process is killed.
-    grid = subprocess.Popen([*snakemake, *for_snakemake], cwd=ROOT, pass_fds=[lock])
-    stopped = False
+    warm = not (dry_run or elsewhere) and warm_kernels.possible()
+    with ExitStack() as stack:
+        variables, lifeline = stack.enter_context(warm_kernels.started()) if warm else ({}, [])
+        # Snakemake holds the lock, and the lifeline of the kernels, as well: it may live on when
+        # this process is killed.
+        grid = subprocess.Popen(
+            [*snakemake, *for_snakemake],
+            cwd=ROOT,
+            env={**os.environ, **variables},
+            pass_fds=[lock, *lifeline],
+        )
+        stopped = False
 
-    def stop(number: int, frame: FrameType | None) -> None:
-        nonlocal stopped
-        stopped = True
-        if number == signal.SIGTERM:  # Ctrl-C, SIGINT, has reached Snakemake too
-            grid.terminate()
+        def stop(number: int, frame: FrameType | None) -> None:
+            nonlocal stopped
+            stopped = True
+            if number == signal.SIGTERM:  # Ctrl-C, SIGINT, has reached Snakemake too
+                grid.terminate()
 
-    signal.signal(signal.SIGINT, stop)
-    signal.signal(signal.SIGTERM, stop)
-    if status := grid.wait():
+        signal.signal(signal.SIGINT, stop)
+        signal.signal(signal.SIGTERM, stop)
+        status = grid.wait()
+    if status:
         again = shlex.join(["python", "experiments/run_experiment.py", str(options.experiment)])
         why = "" if stopped else "; the lines above that begin with 'error:' say why"
         print(
@@ -79,8 +96,6 @@ def set_aside(home: Path, experiment: Experiment) -> None:
 
     They go to ``.left`` in the experiment's folder, and come back with the seed or the method.
     """
-    from r2d_core.toy.arms import METHODS  # brings in torch
-
     left = home / ".left"
 
     def wanted(place: Path) -> bool:

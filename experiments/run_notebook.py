@@ -33,6 +33,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import psutil
+import warm_kernels
 import yaml
 
 from r2d_core.errors import InputError
@@ -92,8 +93,9 @@ def execute(notebook: Path, output: Path, parameters: Mapping[str, Any]) -> None
     from traitlets.config import Config
 
     # First of all places where Jupyter looks for "python3": this interpreter's own kernel, whatever
-    # the user has installed elsewhere under that name.
-    os.environ["JUPYTER_PATH"] = os.path.join(sys.prefix, "share", "jupyter")
+    # the user has installed elsewhere under that name; or the one that a run keeps warm for us.
+    own = os.path.join(sys.prefix, "share", "jupyter")
+    os.environ["JUPYTER_PATH"] = os.environ.get(warm_kernels.JUPYTER_PATH, own)
     output.parent.mkdir(parents=True, exist_ok=True)
     partial = output.with_name(f".{output.stem}.partial.ipynb")
     failure = None

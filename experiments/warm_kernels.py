@@ -1,0 +1,180 @@
+"""Kernels that start at once: forks of one process that has imported the libraries already.
+
+A notebook of ours spends 8 seconds of a core on importing torch, transformers, peft and pandas
+before its first line does anything, and a grid has dozens of notebooks. So ``run_experiment.py``
+starts one process that imports them once::
+
+    python warm_kernels.py serve LISTENER LIFELINE
+
+(two file descriptors: of the socket on which it listens, and of a pipe with which it ends), and the
+notebooks of that run start their kernels, in place of ``ipykernel_launcher``, with ::
+
+    python warm_kernels.py start SOCKET [arguments of ipykernel_launcher]
+
+which has the first process fork itself, lives as long as the kernel, passes signals on to it, and
+ends with its status. The kernel has the environment, the directory and the standard streams of this
+second process, and ends when that is killed. Nothing of ``r2d_core`` is imported beforehand, so a
+notebook runs the code that is there when it starts; and where the first process is gone, an
+ordinary kernel is started.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NoReturn
+
+# Where the notebooks of a run find the kernel's specification, as Jupyter's directories have it.
+JUPYTER_PATH = "R2D_WARM_KERNELS"
+LIBRARIES = (
+    "matplotlib.figure",
+    "pandas",
+    "scipy.stats",
+    "statsmodels.stats.multitest",
+    "torch._dynamo",
+    "transformers.models.llama.modeling_llama",
+    "transformers.trainer",
+    "peft",
+    "ipykernel.ipkernel",
+    "ipykernel.kernelapp",
+)
+
+
+def possible() -> bool:
+    """Whether processes can be forked after the imports: not where they may have woken a GPU."""
+    return sys.platform == "linux" and not Path("/dev/nvidiactl").exists()
+
+
+@contextmanager
+def started() -> Iterator[tuple[dict[str, str], list[int]]]:
+    """Start the first process; it ends when no process holds the lifeline any more.
+
+    Yields what the run that uses it needs: variables of its environment, and the file descriptors
+    (the lifeline's) that it has to inherit.
+    """
+    with TemporaryDirectory(prefix="r2d-", ignore_cleanup_errors=True) as folder:
+        address = os.path.join(folder, "socket")
+        kernel = Path(folder, "kernels", "python3")  # the name that our notebooks ask for
+        kernel.mkdir(parents=True)
+        ordinary = Path(sys.prefix, "share", "jupyter", "kernels", "python3", "kernel.json")
+        start = [sys.executable, str(Path(__file__).resolve()), "start", address]
+        specification = json.loads(ordinary.read_text("utf-8"))
+        specification["argv"] = [*start, "-f", "{connection_file}"]
+        (kernel / "kernel.json").write_text(json.dumps(specification), "utf-8")
+        read, lifeline = os.pipe()
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(address)
+            listener.listen(64)  # those that come while it imports wait
+            subprocess.Popen(
+                # -P: the directory of this file does not come before the libraries'.
+                [sys.executable, "-P", __file__, "serve", str(listener.fileno()), str(read)],
+                pass_fds=[listener.fileno(), read],
+                stdin=subprocess.DEVNULL,
+                # The notebooks run where OMP_NUM_THREADS says; this is for the libraries that look
+                # at it, and start threads, as they are imported: a fork has none of them.
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )
+        os.close(read)
+        try:
+            yield {JUPYTER_PATH: folder}, [lifeline]
+        finally:
+            os.close(lifeline)
+
+
+def serve(listener: socket.socket, lifeline: int) -> None:
+    """Import the libraries, then fork a kernel for each that asks, until the lifeline is cut."""
+    # Ctrl-C goes to every process of the terminal; the run decides, and cuts the lifeline.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for library in LIBRARIES:
+        importlib.import_module(library)
+        if select.select([lifeline], [], [], 0)[0]:
+            os._exit(0)
+    gc.collect()
+    gc.freeze()  # what is never collected is not copied into each kernel
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
+    while True:
+        ready, _, _ = select.select([listener.fileno(), lifeline], [], [])
+        if lifeline in ready:
+            os._exit(0)  # not torn down: triton's bindings then print what they leak
+        connection, _ = listener.accept()
+        if os.fork() == 0:
+            listener.close()
+            os.close(lifeline)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            run_kernel(connection)
+            return
+        connection.close()
+
+
+def run_kernel(connection: socket.socket) -> None:
+    """Become the kernel that the process at the other end would have been."""
+    import torch
+    from ipykernel.kernelapp import IPKernelApp
+
+    os.setsid()  # as Jupyter starts kernels
+    _, streams, _, _ = socket.recv_fds(connection, 1, 3)
+    request = json.loads(connection.makefile().readline())
+    for number, stream in enumerate(streams):
+        os.dup2(stream, number)
+        os.close(stream)
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    os.chdir(request["directory"])
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))))
+    threading.Thread(target=_end_with, args=(connection,), daemon=True).start()
+    connection.sendall(f"{os.getpid()}\n".encode())
+    parent = f"--IPKernelApp.parent_handle={os.getppid()}"  # JPY_PARENT_PID names another
+    sys.argv = ["ipykernel_launcher", *request["arguments"], parent]
+    IPKernelApp.launch_instance()
+    connection.sendall(b"ended")
+
+
+def start(address: str, *arguments: str) -> NoReturn:
+    """Have a kernel forked and be its face: live as long, pass on signals, end with its status."""
+    parent = os.getppid()
+    with socket.socket(socket.AF_UNIX) as connection:
+        try:
+            connection.connect(address)
+        except OSError:  # the first process is gone
+            ordinary = [sys.executable, "-m", "ipykernel_launcher", *arguments]
+            os.execv(sys.executable, ordinary)
+        request = {
+            "environment": dict(os.environ),
+            "directory": os.getcwd(),
+            "arguments": arguments,
+        }
+        socket.send_fds(connection, [b"\0"], [0, 1, 2])
+        connection.sendall(json.dumps(request).encode() + b"\n")
+        answer = connection.makefile()
+        kernel = int(answer.readline() or sys.exit("the kernel was not forked"))
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda number, _: os.kill(kernel, number))
+        while not select.select([connection.fileno()], [], [], 1)[0]:
+            if os.getppid() != parent:  # a kernel, in a session of its own, has to look for itself
+                sys.exit(1)
+        sys.exit(0 if answer.read() == "ended" else "the kernel was killed")
+
+
+def _end_with(connection: socket.socket) -> NoReturn:
+    connection.recv(1)  # returns when the other end is closed
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "serve":
+        serve(socket.socket(fileno=int(sys.argv[2])), int(sys.argv[3]))
+    else:
+        start(*sys.argv[2:])
