@@ -41,11 +41,6 @@ from r2d_core.parameters import check_values, declared_parameters
 from r2d_core.provenance import package_files
 from r2d_core.records import write_json_atomic, write_text_atomic
 
-# jsonschema, which nbformat and so papermill import, builds a grammar for IRIs as it is imported
-# where this package is installed: a second of every run, for a format that no notebook has. Until
-# jsonschema (4.26 does so) does it at the first use.
-sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
-
 ROOT = Path(__file__).resolve().parents[1]
 STARTED = ".started"  # in a results directory: the fingerprint of the run that began to fill it
 

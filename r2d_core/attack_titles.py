@@ -1,4 +1,7 @@
-"""What readers see in place of an attack's code name; the order is that of the figures."""
+"""What readers see in place of an attack's code name; the order is that of the figures.
+
+Every attack of ``attacks.ATTACKS`` is here, for those who need the names but not torch.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,6 @@ TITLES = {
     "forged_prompt": "forged reasoning in prompt",
     "forged_turn": "forged turn in prompt",
     "pivot_text": "pivots as user text",
-    "no_chat_template": "no chat template",
 }
 
 

@@ -27,9 +27,11 @@ from typing import Any, Literal, get_type_hints
 
 import yaml
 
+from r2d_core.attack_titles import TITLES
 from r2d_core.checking import mismatch, unknown
 from r2d_core.errors import InputError
 from r2d_core.parameters import check_values, declared_parameters
+from r2d_core.toy.arms import METHODS
 
 # Notebook parameters that the grid gives, from the keys above, so no override may: those of its own
 # notebooks, 01 to 07, and the fewer of the chapters beside it, from 08 on.
@@ -109,8 +111,8 @@ def load_experiment(
             raise InputError(
                 f"name: expected {path.stem!r}, as the file is called, got {experiment.name!r}"
             )
-        _check_names("method", experiment.methods, _methods() if methods is None else methods)
-        _check_names("attack", experiment.attacks, _attacks() if attacks is None else attacks)
+        _check_names("method", experiment.methods, METHODS if methods is None else methods)
+        _check_names("attack", experiment.attacks, TITLES if attacks is None else attacks)
         if methods is None and "r2d" not in experiment.methods:
             raise InputError("methods: 'r2d' is missing, with which the ablations compare; add it")
         if attacks is None and set(experiment.attacks) <= {"direct"}:
@@ -229,20 +231,6 @@ def _check_notebooks(overrides: dict[str, dict[str, Any]], folder: Path) -> None
             check_values(values, declared_parameters(there[notebook]))
         except InputError as error:
             raise InputError(f"notebooks: {notebook}: {error}") from None
-
-
-# Imported where they are needed: both bring in torch, and a caller with names of its own (a real
-# model's experiment, a test) has no use for them.
-def _methods() -> Iterable[str]:
-    from r2d_core.toy.arms import METHODS
-
-    return METHODS
-
-
-def _attacks() -> Iterable[str]:
-    from r2d_core.attacks import ATTACKS
-
-    return ATTACKS
 
 
 if __name__ == "__main__":

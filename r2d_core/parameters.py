@@ -17,6 +17,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +77,11 @@ def declared_parameters(notebook: str | os.PathLike[str]) -> dict[str, Parameter
     Raises InputError when there is no such notebook, no single cell tagged ``parameters``, or a
     cell that breaks the rules at the top of this file.
     """
-    import nbformat  # which takes a second that no kernel need wait
+    # jsonschema, which nbformat imports, builds a grammar for IRIs as it is imported where this
+    # package is installed: a second or more, for a format that no notebook has. Until jsonschema
+    # (4.26 does so) does it at the first use.
+    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
+    import nbformat  # here, since no kernel need wait for it
 
     path = Path(notebook)
     try:
