@@ -99,7 +99,7 @@ def load_experiment(
 ) -> Experiment:
     """Read an experiment and check all of it before anything runs.
 
-    Known ``methods`` and ``attacks`` default to the toy world's and to the registry of attacks;
+    Known ``methods`` and ``attacks`` default to the toy world's and to all that there are;
     ``notebooks_dir`` to the folder ``notebooks`` beside the file's own folder. Raises
     InputError "file: key: what was expected" for anything that does not fit.
     """

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from nbformat.v4 import new_code_cell, new_notebook
 
-from r2d_core.attacks import ATTACKS
+from r2d_core.attack_titles import TITLES
 from r2d_core.errors import InputError
 from r2d_core.experiment import Experiment, load_experiment, main
 from r2d_core.toy.arms import METHODS
@@ -148,7 +148,7 @@ def test_overrides_need_the_notebooks(experiments: Path) -> None:
 
 def test_known_names_default_to_the_registries(experiments: Path) -> None:
     path = experiments / "toy.yaml"
-    for key, there, wrong in (("methods", METHODS, "[r3d]"), ("attacks", ATTACKS, "[gcg_]")):
+    for key, there, wrong in (("methods", METHODS, "[r3d]"), ("attacks", TITLES, "[gcg_]")):
         good = "[vanilla, r2d]" if key == "methods" else "[direct, wrapper]"
         path.write_text(TOY.replace(good, f"[{', '.join(there)}]"))
         assert getattr(load_experiment(path), key) == list(there)
