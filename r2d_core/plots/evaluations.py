@@ -1,0 +1,247 @@
+"""Attack success, outcomes and over-refusal of methods: from an evaluation's ``table.csv``.
+
+Its columns: method, base_seed, seed, attack, split, scope, n, and the counts harmful, refused,
+correct, garbled.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Canvas
+
+from r2d_core.errors import InputError
+from r2d_core.plots.counts import percent, pool, scoped
+from r2d_core.plots.drawing import (
+    INK,
+    MARKER,
+    VERMILLION,
+    Figure,
+    canvas,
+    finish,
+    percent_axis,
+    plain,
+    rectangle,
+)
+from r2d_core.plots.names import OUTCOMES, attack_label, attacks_in, method_look, methods_in
+
+
+def asr_heatmap(table: pd.DataFrame, *, alt: str, scope: str = "whole", title: str = "") -> Figure:
+    """Attack success rate of every attack (rows) on every method (columns), all seeds pooled.
+
+    Each cell prints its rate and, below it, how many of how many completions were harmful.
+    """
+    pooled = pool(scoped(table, scope), ["attack", "method"])
+    attacks, methods = attacks_in(key[0] for key in pooled), methods_in(key[1] for key in pooled)
+    with canvas(0.9 + 1.15 * len(methods) + 1.6, 0.62 * len(attacks) + 1.0) as figure:
+        axes = figure.add_subplot()
+        for y, attack in enumerate(attacks):
+            for x, method in enumerate(methods):
+                cell = pooled.get((attack, method))
+                if cell is None:
+                    axes.text(x, y, "not run", ha="center", va="center", fontsize=8, alpha=0.6)
+                    continue
+                rate = cell["harmful"] / cell["n"]
+                # Opacity stops at 0.65: beyond it neither theme's text would stand out.
+                box: dict[str, Any] = dict(color=VERMILLION, alpha=0.65 * rate, linewidth=0)
+                axes.add_patch(rectangle(x - 0.48, y - 0.46, 0.96, 0.92, **box))
+                axes.text(x, y - 0.12, f"{rate:.0%}", ha="center", va="center", fontsize=12)
+                count = f"{cell['harmful']}/{cell['n']}"
+                axes.text(x, y + 0.25, count, ha="center", va="center", fontsize=7.5)
+        axes.set_xlim(-0.5, len(methods) - 0.5)
+        axes.set_ylim(len(attacks) - 0.5, -0.5)
+        labels = [_wrapped(method_look(m)[0]) for m in methods]
+        axes.set_xticks(range(len(methods)), labels)
+        axes.set_yticks(range(len(attacks)), [attack_label(a) for a in attacks])
+        axes.tick_params(length=0, labeltop=True, labelbottom=False)
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+        if title:
+            axes.set_title(plain(title), loc="left", pad=12)
+        return finish(figure, alt)
+
+
+def asr_intervals(
+    table: pd.DataFrame, *, alt: str, scope: str = "whole", title: str = ""
+) -> Figure:
+    """One panel an attack: each method's attack success rate with its Wilson 95% interval.
+
+    The filled marker pools all seeds; the faint open ones are the single runs (base and safety
+    seed), whose spread shows what the pooled interval, which takes completions as independent,
+    cannot.
+    """
+    return _interval_panels(scoped(table, scope), alt, title, reference="")
+
+
+def ablation_intervals(
+    table: pd.DataFrame,
+    *,
+    alt: str,
+    methods: Sequence[str] = (
+        "r2d",
+        "r2d_no_cpo",
+        "r2d_upweighted",
+        "r2d_no_pivots",
+        "r2d_no_reasoning",
+    ),
+    reference: str = "r2d",
+    scope: str = "whole",
+    title: str = "",
+) -> Figure:
+    """As ``asr_intervals`` for the ablated methods, with the reference's interval as a band."""
+    chosen = scoped(table, scope)
+    chosen = chosen[chosen["method"].isin(methods)]
+    if not (chosen["method"] == reference).any():
+        raise InputError(f"ablation_intervals: the table has no rows of the method {reference!r}")
+    return _interval_panels(chosen, alt, title, reference=reference)
+
+
+def outcome_bars(table: pd.DataFrame, *, alt: str, scope: str = "whole", title: str = "") -> Figure:
+    """One panel an attack: how each method's completions divide into the judge's four labels.
+
+    A low attack success rate with many garbled completions is forgetting, not defence: this
+    figure is where that shows.
+    """
+    pooled = pool(scoped(table, scope), ["attack", "method"])
+    attacks, methods = attacks_in(key[0] for key in pooled), methods_in(key[1] for key in pooled)
+    with canvas(*panel_size(len(attacks), len(methods), legend=0.35)) as figure:
+        for axes, attack in zip(_panels(figure, attacks, methods), attacks, strict=True):
+            for y, method in enumerate(methods):
+                counts = pooled.get((attack, method))
+                if counts is None:
+                    axes.text(2, y, "not run", va="center", fontsize=8, alpha=0.6)
+                    continue
+                left = 0.0
+                for label, (colour, hatch) in OUTCOMES.items():
+                    share = 100 * counts[label] / counts["n"]
+                    axes.barh(
+                        y, share, 0.72, left=left, color=colour, hatch=hatch, edgecolor=INK,
+                        linewidth=0.4, label=label,
+                    )  # fmt: skip
+                    if share >= 11:
+                        # A pale plate keeps the number readable on colour and hatch alike.
+                        plate: dict[str, Any] = dict(
+                            boxstyle="round,pad=0.12", fc="#ffffff", ec="none", alpha=0.8
+                        )
+                        axes.text(
+                            left + share / 2, y, f"{share:.0f}", ha="center", va="center",
+                            fontsize=7.5, color="#111111", bbox=plate,
+                        )  # fmt: skip
+                    left += share
+            axes.set_xlabel("share of completions, %")
+        handles = [
+            rectangle(0, 0, 1, 1, facecolor=colour, hatch=hatch, edgecolor=INK, linewidth=0.4)
+            for colour, hatch in OUTCOMES.values()
+        ]
+        legend: dict[str, Any] = dict(
+            loc="outside lower center", ncols=len(OUTCOMES), frameon=False
+        )
+        figure.legend(handles, list(OUTCOMES), **legend)
+        if title:
+            figure.suptitle(plain(title))
+        return finish(figure, alt)
+
+
+def over_refusal_vs_asr(
+    attacked: pd.DataFrame,
+    benign: pd.DataFrame,
+    *,
+    alt: str,
+    scope: str = "whole",
+    title: str = "",
+) -> Figure:
+    """Each method at (refusals of benign requests, attack success rate), both with intervals.
+
+    ``attacked`` holds rows of harmful requests and ``benign`` rows of harmless ones; the caller
+    chooses which attacks and which kinds of harmless request are pooled. Bottom left is best.
+    """
+    harm = pool(scoped(attacked, scope), ["method"])
+    over = pool(scoped(benign, scope), ["method"])
+    methods = methods_in(key[0] for key in harm if key in over)
+    if not methods:
+        raise InputError("over_refusal_vs_asr: the two tables have no method in common")
+    with canvas(6.6, 4.2) as figure:
+        axes = figure.add_subplot()
+        for method in methods:
+            label, colour, marker = method_look(method)
+            x, x_low, x_high = percent(over[method,]["refused"], over[method,]["n"])
+            y, y_low, y_high = percent(harm[method,]["harmful"], harm[method,]["n"])
+            axes.plot([x_low, x_high], [y, y], color=colour, linewidth=1.8)
+            axes.plot([x, x], [y_low, y_high], color=colour, linewidth=1.8)
+            axes.plot(x, y, marker, color=colour, **MARKER, label=label, linestyle="none")
+        percent_axis(axes.xaxis, axes.set_xlim, "benign requests refused, %")
+        percent_axis(axes.yaxis, axes.set_ylim, "attack success rate, %")
+        axes.grid(alpha=0.18, linewidth=0.6)
+        figure.legend(loc="outside right upper", frameon=False)
+        if title:
+            axes.set_title(plain(title), loc="left")
+        return finish(figure, alt)
+
+
+def _interval_panels(table: pd.DataFrame, alt: str, title: str, *, reference: str) -> Figure:
+    pooled = pool(table, ["attack", "method"])
+    run_columns = [name for name in ("base_seed", "seed") if name in table]
+    single = pool(table, ["attack", "method", *run_columns])
+    attacks, methods = attacks_in(key[0] for key in pooled), methods_in(key[1] for key in pooled)
+    with canvas(*panel_size(len(attacks), len(methods))) as figure:
+        for axes, attack in zip(_panels(figure, attacks, methods), attacks, strict=True):
+            if band := pooled.get((attack, reference)):
+                _, low, high = percent(band["harmful"], band["n"])
+                axes.axvspan(low, high, color=method_look(reference)[1], alpha=0.15, linewidth=0)
+            for y, method in enumerate(methods):
+                counts = pooled.get((attack, method))
+                if counts is None:
+                    axes.text(2, y, "not run", va="center", fontsize=8, alpha=0.6)
+                    continue
+                _, colour, marker = method_look(method)
+                of_runs = [row for key, row in single.items() if key[:2] == (attack, method)]
+                if len(of_runs) > 1:
+                    rates = [100 * row["harmful"] / row["n"] for row in of_runs]
+                    axes.plot(
+                        rates, [y] * len(rates), "o", markerfacecolor="none",
+                        markeredgecolor=INK, markersize=4, alpha=0.45, linestyle="none",
+                    )  # fmt: skip
+                rate, low, high = percent(counts["harmful"], counts["n"])
+                axes.plot([low, high], [y, y], color=colour, linewidth=2.4)
+                axes.plot(rate, y, marker, color=colour, **MARKER)
+            axes.set_xlabel("attack success rate, %")
+            axes.grid(axis="x", alpha=0.18, linewidth=0.6)
+        if title:
+            figure.suptitle(plain(title))
+        return finish(figure, alt)
+
+
+def panel_size(attacks: int, methods: int, legend: float = 0.0) -> tuple[float, float]:
+    columns = min(attacks, 3)
+    rows = -(-attacks // columns)
+    return 2.5 * columns + 1.9, rows * (0.27 * methods + 0.9) + 0.2 + legend
+
+
+def _panels(figure: Canvas, attacks: list[str], methods: list[str]) -> list[Axes]:
+    """One panel an attack, at most three a row, the methods down each y axis."""
+    columns = min(len(attacks), 3)
+    rows = -(-len(attacks) // columns)
+    grid = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
+    for axes in grid[len(attacks) :]:
+        axes.remove()
+    for axes, attack in zip(grid, attacks, strict=False):
+        axes.set_title(attack_label(attack), loc="left", fontsize=10)
+        axes.set_xlim(-3, 103)
+        axes.set_xticks([0, 25, 50, 75, 100])
+        axes.tick_params(axis="y", length=0)
+    grid[0].set_yticks(range(len(methods)), [method_look(m)[0] for m in methods])
+    grid[0].set_ylim(len(methods) - 0.5, -0.5)
+    return list(grid[: len(attacks)])
+
+
+def _wrapped(label: str) -> str:
+    """A column heading on at most two lines, broken at the space nearest its middle."""
+    spaces = [match.start() for match in re.finditer(" ", label)]
+    if len(label) <= 11 or not spaces:
+        return label
+    cut = min(spaces, key=lambda at: abs(at - len(label) / 2))
+    return f"{label[:cut]}\n{label[cut + 1 :]}"

@@ -1,0 +1,87 @@
+"""Rates of any outcome of any runs: one beside the other, or one against the other."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from r2d_core.errors import InputError
+from r2d_core.plots.counts import percent, records
+from r2d_core.plots.drawing import (
+    BLUE,
+    MARKER,
+    VERMILLION,
+    Figure,
+    canvas,
+    finish,
+    percent_axis,
+    plain,
+)
+from r2d_core.plots.evaluations import panel_size
+from r2d_core.plots.names import METHODS, attack_label
+
+
+def rate_intervals(table: pd.DataFrame, *, alt: str, title: str = "") -> Figure:
+    """One panel an outcome: every recipe's rate with its Wilson 95% interval.
+
+    Columns: title, outcome, successes, n. The first title's interval is drawn through its panel as
+    a band.
+    """
+    cells = {(row["title"], row["outcome"]): row for row in records(table)}
+    titles = list(dict.fromkeys(map(str, table["title"])))
+    outcomes = list(dict.fromkeys(map(str, table["outcome"])))
+    with canvas(*panel_size(len(outcomes), len(titles))) as figure:
+        columns = min(len(outcomes), 3)
+        grid = figure.subplots(
+            -(-len(outcomes) // columns), columns, squeeze=False, sharey=True
+        ).ravel()
+        for axes in grid[len(outcomes) :]:
+            axes.remove()
+        for axes, outcome in zip(grid, outcomes, strict=False):
+            axes.set_title(attack_label(outcome), loc="left", fontsize=10)
+            percent_axis(axes.xaxis, axes.set_xlim, "%")
+            axes.tick_params(axis="y", length=0)
+            for y, name in enumerate(titles):
+                if (cell := cells.get((name, outcome))) is None or not cell["n"]:
+                    axes.text(2, y, "not run", va="center", fontsize=8, alpha=0.6)
+                    continue
+                rate, low, high = percent(cell["successes"], cell["n"])
+                colour = BLUE if y == 0 else VERMILLION
+                if y == 0:
+                    axes.axvspan(low, high, color=colour, alpha=0.15, linewidth=0)
+                axes.plot([low, high], [y, y], color=colour, linewidth=2.4)
+                axes.plot(rate, y, "D" if y == 0 else "o", color=colour, **MARKER)
+            axes.grid(axis="x", alpha=0.18, linewidth=0.6)
+        grid[0].set_yticks(range(len(titles)), [plain(name, 46) for name in titles])
+        grid[0].set_ylim(len(titles) - 0.5, -0.5)
+        if title:
+            figure.suptitle(plain(title))
+        return finish(figure, alt)
+
+
+def trade_off(table: pd.DataFrame, x: str, y: str, *, alt: str, title: str = "") -> Figure:
+    """Each recipe at (rate of outcome ``x``, rate of outcome ``y``), both with Wilson intervals.
+
+    Columns: title, outcome, successes, n. Bottom left is best.
+    """
+    cells = {(row["title"], row["outcome"]): row for row in records(table)}
+    looks = [(colour, marker) for _, colour, marker in METHODS.values()]
+    titles = list(dict.fromkeys(map(str, table["title"])))
+    if len(titles) > len(looks):
+        raise InputError(f"trade_off: at most {len(looks)} recipes can be told apart")
+    with canvas(7.2, 4.2) as figure:
+        axes = figure.add_subplot()
+        for name, (colour, marker) in zip(titles, looks, strict=False):
+            across, along = (cells[name, outcome] for outcome in (x, y))
+            at_x, x_low, x_high = percent(across["successes"], across["n"])
+            at_y, y_low, y_high = percent(along["successes"], along["n"])
+            axes.plot([x_low, x_high], [at_y, at_y], color=colour, linewidth=1.8)
+            axes.plot([at_x, at_x], [y_low, y_high], color=colour, linewidth=1.8)
+            axes.plot(at_x, at_y, marker, color=colour, **MARKER, label=plain(name, 40),
+                      linestyle="none")  # fmt: skip
+        axes.set_xlabel(f"{plain(x)}, %")
+        axes.set_ylabel(f"{plain(y)}, %")
+        axes.grid(alpha=0.18, linewidth=0.6)
+        figure.legend(loc="outside right upper", frameon=False)
+        if title:
+            axes.set_title(plain(title), loc="left")
+        return finish(figure, alt)
