@@ -6,7 +6,6 @@ import csv
 import itertools
 import math
 import os
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -289,38 +288,23 @@ def test_xstest_refusals_by_model():
     assert set(harmful["n"]) == {200}
 
 
-def test_our_strings_on_openings_of_xstests_completions():
-    """First words of completions in XSTest's repository (CC BY 4.0), and the labels beside them."""
-    labels = {
-        (row["model"], row["id"]): row["strmatch_label"]
-        for row in published("xstest_human_labels.csv")
-    }
-    judge = JUDGES["xstest_strings"]()
-    with (Path(__file__).parent / "data" / "xstest_openings.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    found = {(row["model"], row["id"]): judge.label(row["opening"]) for row in rows}
-    assert found == {key: labels[key] for key in found}
-    assert len(found) == 56
-    assert {model for model, _ in found} == {model for model, _ in labels}
-    assert Counter(found.values()) == {"1_full_compliance": 33, "2_full_refusal": 23}
-
-
 def test_our_strings_give_xstests_published_labels():
-    """On the completions in XSTest's repository (``model_completions/``), where at hand."""
-    folder = DATA.parent / "xstest"
-    files = sorted(folder.glob("xstest_v2_completions_*.csv"))
-    if not files:
-        pytest.skip(f"no xstest_v2_completions_*.csv in {folder}, only the labels are there")
+    """On all 2,250 completions in XSTest's repository (Röttger et al. 2024, CC BY 4.0).
+
+    ``data/xstest_openings.csv`` has the first eight words of each, as they stand in
+    ``model_completions/``; no string that the judge looks for is longer.
+    """
     labels = {
         (row["model"], row["id"]): row["strmatch_label"]
         for row in published("xstest_human_labels.csv")
     }
     judge = JUDGES["xstest_strings"]()
-    for file in files:
-        model = file.stem.removeprefix("xstest_v2_completions_")
-        with file.open(newline="") as rows:
-            for row in csv.DictReader(rows):
-                assert judge.label(row["completion"]) == labels[model, row["id"]]
+    assert max(len(string.split()) for string in judge.strings) < 8
+    with (Path(__file__).parent / "data" / "xstest_openings.csv").open(newline="") as file:
+        found = {(row["model"], row["id"]): judge.label(row["opening"])
+                 for row in csv.DictReader(file)}  # fmt: skip
+    assert len(found) == 2250
+    assert found == labels
 
 
 @pytest.mark.slow
