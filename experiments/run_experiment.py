@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import fcntl
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -46,9 +47,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
-    given = {argument.partition("=")[0] for argument in for_snakemake}
-    dry_run = bool({"--dry-run", "-n", "--dryrun"} & given)
-    elsewhere = bool({"--executor", "-e", "--workflow-profile"} & given)
+    # As Snakemake takes them: `-np` is `-n -p`, `-eslurm` is `-e slurm`, `--cores=4` `--cores 4`.
+    given = " ".join(for_snakemake)
+    dry_run = re.search(r"(^| )(--dry-?run|-[A-Za-z]*n[A-Za-z]*)\b", given) is not None
+    elsewhere = re.search(r"(^| )(--executor|-e|--(workflow-)?profile)", given) is not None
     if not dry_run:
         set_aside(ROOT / "results" / experiment.name, experiment)
     snakemake = [sys.executable, "-m", "snakemake", "--snakefile", "experiments/Snakefile"]
@@ -56,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
     if any((ROOT / ".snakemake" / "locks").glob("*")):
         # We hold our own lock, so Snakemake's is what a killed run left.
         subprocess.run([*snakemake, "--unlock", "--quiet", "all"], cwd=ROOT, check=True)
-    if not {"--cores", "-c", "--workflow-profile"} & given:
+    if not elsewhere and not re.search(r"(^| )(--cores|-c)", given):
         for_snakemake = ["--cores", str(_cores()), *for_snakemake]
     snakemake += ["--rerun-incomplete", "--keep-going", "--quiet", "rules", "host"]
     warm = not (dry_run or elsewhere) and warm_kernels.possible()

@@ -11,11 +11,14 @@ notebooks of that run start their kernels, in place of ``ipykernel_launcher``, w
 
     python warm_kernels.py start SOCKET [arguments of ipykernel_launcher]
 
-which has the first process fork itself, lives as long as the kernel, passes signals on to it, and
-ends with its status. The kernel has the environment, the directory and the standard streams of this
-second process, and ends when that is killed. Nothing of ``r2d_core`` is imported beforehand, so a
-notebook runs the code that is there when it starts; and where the first process is gone, an
-ordinary kernel is started.
+which has the first process fork itself, lives as long as the kernel, and passes signals on to it.
+The kernel has the environment, the directory and the standard streams of this second process, and
+ends, with all that it started, when that is killed. Nothing of ``r2d_core`` is imported beforehand,
+so a notebook runs the code that is there when it starts; and where the first process cannot serve,
+an ordinary kernel is started.
+
+Unlike an ordinary kernel's, NumPy's own linear algebra runs on one thread; torch's on as many as
+``OMP_NUM_THREADS`` says.
 """
 
 from __future__ import annotations
@@ -25,19 +28,22 @@ import importlib
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import FrameType
 from typing import NoReturn
 
 # Where the notebooks of a run find the kernel's specification, as Jupyter's directories have it.
 JUPYTER_PATH = "R2D_WARM_KERNELS"
+SOCKET_NAME = 108  # Linux: bytes of a socket's name, the closing zero among them
 LIBRARIES = (
     "matplotlib.figure",
     "pandas",
@@ -54,7 +60,8 @@ LIBRARIES = (
 
 def possible() -> bool:
     """Whether processes can be forked after the imports: not where they may have woken a GPU."""
-    return sys.platform == "linux" and not Path("/dev/nvidiactl").exists()
+    gpus = map(Path, ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg"))  # NVIDIA, AMD, under Windows
+    return sys.platform == "linux" and not any(gpu.exists() for gpu in gpus)
 
 
 @contextmanager
@@ -62,16 +69,21 @@ def started() -> Iterator[tuple[dict[str, str], list[int]]]:
     """Start the first process; it ends when no process holds the lifeline any more.
 
     Yields what the run that uses it needs: variables of its environment, and the file descriptors
-    (the lifeline's) that it has to inherit.
+    (the lifeline's) that it has to inherit; none of either where the folder for temporary files has
+    too long a name for a socket in it.
     """
+    # Here: the process that stands for a kernel, started for each, need not wait for it.
+    from ipykernel.kernelspec import get_kernel_dict
+
     with TemporaryDirectory(prefix="r2d-", ignore_cleanup_errors=True) as folder:
         address = os.path.join(folder, "socket")
+        if len(os.fsencode(address)) >= SOCKET_NAME:
+            yield {}, []
+            return
         kernel = Path(folder, "kernels", "python3")  # the name that our notebooks ask for
         kernel.mkdir(parents=True)
-        ordinary = Path(sys.prefix, "share", "jupyter", "kernels", "python3", "kernel.json")
         start = [sys.executable, str(Path(__file__).resolve()), "start", address]
-        specification = json.loads(ordinary.read_text("utf-8"))
-        specification["argv"] = [*start, "-f", "{connection_file}"]
+        specification = get_kernel_dict() | {"argv": [*start, "-f", "{connection_file}"]}
         (kernel / "kernel.json").write_text(json.dumps(specification), "utf-8")
         read, lifeline = os.pipe()
         with socket.socket(socket.AF_UNIX) as listener:
@@ -82,9 +94,13 @@ def started() -> Iterator[tuple[dict[str, str], list[int]]]:
                 [sys.executable, "-P", __file__, "serve", str(listener.fileno()), str(read)],
                 pass_fds=[listener.fileno(), read],
                 stdin=subprocess.DEVNULL,
-                # The notebooks run where OMP_NUM_THREADS says; this is for the libraries that look
-                # at it, and start threads, as they are imported: a fork has none of them.
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                env={
+                    # As ipykernel sets it, before matplotlib is imported.
+                    "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+                    **os.environ,
+                    # For the libraries that start threads as they are imported: a fork lacks them.
+                    "OMP_NUM_THREADS": "1",
+                },
             )
         os.close(read)
         try:
@@ -100,16 +116,21 @@ def serve(listener: socket.socket, lifeline: int) -> None:
     for library in LIBRARIES:
         importlib.import_module(library)
         if select.select([lifeline], [], [], 0)[0]:
-            os._exit(0)
+            _end(listener)
     gc.collect()
     gc.freeze()  # what is never collected is not copied into each kernel
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
     while True:
         ready, _, _ = select.select([listener.fileno(), lifeline], [], [])
         if lifeline in ready:
-            os._exit(0)  # not torn down: triton's bindings then print what they leak
+            _end(listener)
         connection, _ = listener.accept()
-        if os.fork() == 0:
+        try:
+            forked = os.fork()
+        except OSError:  # no memory, no more processes: the other end starts an ordinary kernel
+            connection.close()
+            continue
+        if forked == 0:
             listener.close()
             os.close(lifeline)
             signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -121,10 +142,13 @@ def serve(listener: socket.socket, lifeline: int) -> None:
 
 def run_kernel(connection: socket.socket) -> None:
     """Become the kernel that the process at the other end would have been."""
+    import numpy
     import torch
     from ipykernel.kernelapp import IPKernelApp
 
     os.setsid()  # as Jupyter starts kernels
+    os.register_at_fork(after_in_child=connection.close)  # of a fork of ours nobody is the face
+    numpy.random.seed()  # which a fork does not by itself, as `random` does
     _, streams, _, _ = socket.recv_fds(connection, 1, 3)
     request = json.loads(connection.makefile().readline())
     for number, stream in enumerate(streams):
@@ -143,33 +167,49 @@ def run_kernel(connection: socket.socket) -> None:
 
 
 def start(address: str, *arguments: str) -> NoReturn:
-    """Have a kernel forked and be its face: live as long, pass on signals, end with its status."""
-    parent = os.getppid()
+    """Have a kernel forked and be its face: live as long, pass on signals.
+
+    Exit status: 0 when the kernel has ended by itself, 1 when it was killed.
+    """
+    request = {"environment": dict(os.environ), "directory": os.getcwd(), "arguments": arguments}
     with socket.socket(socket.AF_UNIX) as connection:
+        answer = connection.makefile()
         try:
             connection.connect(address)
-        except OSError:  # the first process is gone
+            socket.send_fds(connection, [b"\0"], [0, 1, 2])
+            connection.sendall(json.dumps(request).encode() + b"\n")
+            kernel = int(answer.readline())
+        except (OSError, ValueError):  # the first process is gone, or could not fork
             ordinary = [sys.executable, "-m", "ipykernel_launcher", *arguments]
             os.execv(sys.executable, ordinary)
-        request = {
-            "environment": dict(os.environ),
-            "directory": os.getcwd(),
-            "arguments": arguments,
-        }
-        socket.send_fds(connection, [b"\0"], [0, 1, 2])
-        connection.sendall(json.dumps(request).encode() + b"\n")
-        answer = connection.makefile()
-        kernel = int(answer.readline() or sys.exit("the kernel was not forked"))
+
+        def pass_on(number: int, frame: FrameType | None) -> None:
+            with suppress(ProcessLookupError):
+                os.killpg(kernel, number)  # as Jupyter sends signals: to what it started, too
+
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda number, _: os.kill(kernel, number))
+            signal.signal(number, pass_on)
+        parent = int(os.environ.get("JPY_PARENT_PID") or os.getppid())
         while not select.select([connection.fileno()], [], [], 1)[0]:
             if os.getppid() != parent:  # a kernel, in a session of its own, has to look for itself
                 sys.exit(1)
         sys.exit(0 if answer.read() == "ended" else "the kernel was killed")
 
 
+def _end(listener: socket.socket) -> NoReturn:
+    # The folder of a run that was killed is removed by nobody else.
+    shutil.rmtree(os.path.dirname(listener.getsockname()), ignore_errors=True)
+    os._exit(0)  # not torn down: triton's bindings then print what they leak
+
+
 def _end_with(connection: socket.socket) -> NoReturn:
-    connection.recv(1)  # returns when the other end is closed
+    import psutil  # which ipykernel has imported already
+
+    with suppress(OSError):
+        connection.recv(1)  # returns when the other end is closed
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
     os._exit(1)
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,10 +19,9 @@ from jupyter_client.manager import KernelManager
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "experiments"))
 import warm_kernels
 
-pytestmark = [
-    pytest.mark.skipif(not warm_kernels.possible(), reason="kernels are not forked here"),
-    pytest.mark.xdist_group("warm_kernels"),
-]
+pytestmark = pytest.mark.skipif(
+    not warm_kernels.possible(), reason="kernels are forked on Linux, where there is no GPU"
+)
 
 
 @pytest.fixture(scope="module")
@@ -109,15 +109,16 @@ def test_a_kernel_is_a_fork_with_the_environment_of_who_asked(variables, tmp_pat
             )
             == f"{tmp_path} of mine 2\nTrue {sys.executable}"
         )
+        assert kernel.says("import matplotlib; print(matplotlib.get_backend())").endswith("inline")
         # Shared by no other kernel: neither what it imports nor what it draws.
         assert (
             kernel.says("import wave; drawn = os.urandom(4), __import__('random').random()") == ""
         )
-        draw = "import random; print(random.random())"
+        draw = "import random, numpy; print(random.random(), numpy.random.random())"
         mine = kernel.says(draw)
         with Kernel(variables, tmp_path) as other:
             assert other.says("import sys; print('wave' in sys.modules)") == "False"
-            assert other.says(draw) != mine
+            assert not set(other.says(draw).split()) & set(mine.split())
         # It computes, forwards and backwards, on the threads that it was given.
         assert kernel.says(
             "a = torch.ones(512, 512, requires_grad=True)\n(a @ a).sum().backward()\n"
@@ -154,6 +155,28 @@ def test_who_is_killed_takes_the_other_along(variables, tmp_path):
         assert kernel.manager.provisioner.process.poll() == 1
 
 
+def test_what_a_kernel_started_ends_with_it(variables, tmp_path):
+    with Kernel(variables, tmp_path) as kernel:
+        # A session of its own, as a launcher of several processes has.
+        started = kernel.says(
+            "import os, subprocess\n"
+            "sleeper = subprocess.Popen(['sleep', '1000'], start_new_session=True)\n"
+            "print(os.getpid(), sleeper.pid)"
+        )
+        os.kill(kernel.face, signal.SIGKILL)
+        until(lambda: all(ended(int(pid)) for pid in started.split()))
+    with Kernel(variables, tmp_path) as kernel:
+        # A fork of the kernel, which has its descriptors, does not make it look alive.
+        pids = kernel.says(
+            "import os, time\nif not (fork := os.fork()):\n    time.sleep(1000)\n"
+            "print(os.getpid(), fork)"
+        )
+        pid, fork = map(int, pids.split())
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: not kernel.manager.is_alive())
+        os.kill(fork, signal.SIGKILL)
+
+
 def test_a_kernel_ends_with_the_process_that_started_it(variables, tmp_path):
     starter = (
         "import os, sys, time\nfrom pathlib import Path\n"
@@ -183,15 +206,48 @@ def test_nothing_is_left_when_the_lifeline_is_cut():
     assert not folder.exists()
 
 
-def test_an_ordinary_kernel_where_the_first_process_is_gone(tmp_path):
+def test_no_kernels_are_kept_warm_where_a_socket_has_no_place(tmp_path, monkeypatch):
+    long = tmp_path / ("long" * 30)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    with warm_kernels.started() as (variables, lifeline):
+        assert not variables and not lifeline
+    assert not list(long.iterdir())
+
+
+@pytest.mark.parametrize("when", ["gone", "importing"])
+def test_an_ordinary_kernel_where_the_first_process_cannot_serve(tmp_path, monkeypatch, when):
     before = first_processes()
+    if when == "importing":  # and fails, while a kernel is waiting for it
+        (tmp_path / "pandas.py").write_text("import time\ntime.sleep(5)\nraise ImportError")
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with warm_kernels.started() as (variables, _):
         (first,) = first_processes() - before
-        first.kill()
-        first.wait()
+        if when == "gone":
+            first.kill()
+            first.wait()
+        monkeypatch.delenv("PYTHONPATH", raising=False)
         with Kernel(variables, tmp_path) as kernel:
             assert int(kernel.says("import os; print(os.getpid())")) == kernel.face
             assert kernel.says("import sys; print('torch' in sys.modules)") == "False"
+    until(lambda: ended(first.pid))
+
+
+def test_no_folder_is_left_of_a_run_that_was_killed(tmp_path):
+    run = (
+        "import sys, time\nsys.path.insert(0, sys.argv[1])\nimport warm_kernels\n"
+        "with warm_kernels.started() as (variables, _):\n"
+        "    print(variables[warm_kernels.JUPYTER_PATH], flush=True)\n    time.sleep(1000)"
+    )
+    experiments = str(Path(warm_kernels.__file__).parent)
+    with subprocess.Popen(
+        [sys.executable, "-c", run, experiments], stdout=subprocess.PIPE, text=True
+    ) as started:
+        assert started.stdout
+        folder = Path(started.stdout.readline().strip())
+        assert folder.is_dir()
+        started.kill()
+        until(lambda: not folder.exists())
 
 
 def test_the_imports_start_no_thread_that_a_fork_would_lack():
