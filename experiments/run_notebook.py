@@ -6,11 +6,12 @@
 papermill runs it; around that:
 
 - a misspelt or ill-typed parameter is refused before anything starts;
-- the kernel is this interpreter's, in the repository's root, and none outlives this process;
+- the kernel is this interpreter's, in the repository's root, and ends with this process;
 - OUT.ipynb appears when the run has ended. When the run failed it is there too, for reading, and
   one line on stderr says what happened;
-- with ``--done``, results of an earlier run are kept for the notebook to go on from if they came
-  from the same parameters and the same ``--depends-on`` files, and are removed if not.
+- with ``--done``, results of an earlier run are there for the notebook to go on from if they came
+  from the same parameters and the same ``--depends-on`` files; if not, they are put aside, and
+  removed once this run has succeeded.
 
 Exit status: 0 done, 1 the notebook failed, 2 refused before it started, 128 + n ended by signal n.
 """
@@ -68,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {options.notebook}: {error}", file=sys.stderr)
         return 2
     if options.done:
-        _keep_or_remove(options.done.parent, key)
+        _prepare(options.done.parent, key)
     try:
         execute(options.notebook, options.output, parameters)
     except NotebookFailed as error:
@@ -77,6 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.done:
         finished = datetime.now(UTC).isoformat(timespec="microseconds")
         write_json_atomic(options.done, {"fingerprint": key, "finished": finished})
+        _remove(_aside(options.done.parent))
     return 0
 
 
@@ -184,18 +186,50 @@ def _mapping(place: str, text: str | None) -> dict[str, Any]:
     return values
 
 
-def _keep_or_remove(results: Path, key: str) -> None:
-    """Results of another run would be taken for this one's; those without our mark are kept."""
+def _prepare(results: Path, key: str) -> None:
+    """Leave in ``results`` what this run may go on from: its own beginnings, and what is not ours.
+
+    What another run left there is put aside until this one has succeeded, and comes back when the
+    other is asked for again: a value that only the notebook can refuse, and that is then corrected,
+    costs nothing that was there.
+    """
+    aside = _aside(results)
+    began, before = _mark(results), _mark(aside)
+    if began not in (None, key) or (began is None and before == key and not results.exists()):
+        if before == key:
+            _remove(results)
+            aside.rename(results)
+            print(f"{results}: taken up again", file=sys.stderr)
+        elif before is None or any(path.name != STARTED for path in results.iterdir()):
+            _remove(aside)
+            results.rename(aside)
+            print(
+                f"{results}: from other parameters, inputs or code: in {aside.name} until this "
+                "run has succeeded",
+                file=sys.stderr,
+            )
+    write_text_atomic(results / STARTED, key)
+
+
+def _aside(results: Path) -> Path:
+    results = results.resolve()
+    return results.with_name(f".{results.name}.before")
+
+
+def _mark(results: Path) -> str | None:
     mark = results / STARTED
-    if mark.is_file() and mark.read_text("utf-8") != key:
-        print(f"{results}: from other parameters, inputs or code: removed", file=sys.stderr)
-        # The mark goes last: a removal that is cut short is completed next time.
+    return mark.read_text("utf-8") if mark.is_file() else None
+
+
+def _remove(results: Path) -> None:
+    """Remove results of ours; the mark goes last, so that a removal cut short is done next time."""
+    if results.exists():
         for path in sorted(results.iterdir(), key=lambda path: path.name == STARTED):
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
                 path.unlink()
-    write_text_atomic(mark, key)
+        results.rmdir()
 
 
 def _publish(notebook: Path, partial: Path, output: Path, failure: str | None) -> None:

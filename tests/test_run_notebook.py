@@ -157,6 +157,44 @@ def test_earlier_results_stay_only_if_they_came_from_the_same(tmp_path):
     assert kept("other") == "False"
 
 
+def test_what_was_there_comes_back_when_a_value_is_corrected(tmp_path):
+    notebook = write_notebook(
+        tmp_path / "a.ipynb",
+        "from pathlib import Path\nassert words not in (['typo'], ['tpyo'])\n"
+        "seed = Path(output_dir, words[0])\nprint(seed.exists())\nseed.touch()\n"
+        "assert words != ['half']",
+    )
+    results = tmp_path / "results"
+    aside = tmp_path / ".results.before"
+
+    def outcome(words: str) -> tuple[int, list[str]]:
+        (results / "finished.json").unlink(missing_ok=True)  # as Snakemake does
+        done = run(
+            *(notebook, "b.ipynb", "--done", results / "finished.json"),
+            *("-y", json.dumps({"words": [words], "output_dir": str(results)})),
+            cwd=tmp_path,
+        )
+        outputs = nbformat.read(tmp_path / "b.ipynb", as_version=4).cells[-1].outputs
+        return done.returncode, [o.text.strip() for o in outputs if "text" in o]
+
+    assert outcome("good") == (0, ["False"])
+    assert not aside.exists()
+    for wrong in ("typo", "tpyo", "tpyo"):
+        assert outcome(wrong) == (1, [])
+        assert (aside / "good").exists() and not (results / "good").exists()
+    assert outcome("good") == (0, ["True"])
+    assert not aside.exists()
+    # A run that came some way counts: it is what is put aside next, and gone on with later.
+    assert outcome("half") == (1, ["False"])
+    assert outcome("typo") == (1, [])
+    assert outcome("half") == (1, ["True"])
+    assert outcome("good") == (0, ["False"])
+    # Killed between the two moves, neither of which is left out next time.
+    results.rename(aside)
+    assert outcome("good") == (0, ["True"])
+    assert not aside.exists()
+
+
 def test_the_prompts_of_a_package_count_as_its_code(tmp_path):
     package = tmp_path / "package"
     (package / "prompts").mkdir(parents=True)
