@@ -1,6 +1,7 @@
 """Copy what an experiment found into the book's sources, to be committed: `make full` ends with it.
 
     python experiments/publish.py --experiment full
+    python experiments/publish.py --reword    # the sentences anew, from the cells that are there
 
 The full grid takes too long for everybody to run; the book shows its tables and figures from
 ``book/full/`` with the provenance they were made with, the grid itself (``grid.yaml``) and every
@@ -22,8 +23,10 @@ import pandas as pd
 
 from r2d_core.errors import InputError
 from r2d_core.metrics import wilson_interval
-from r2d_core.records import atomic_directory
+from r2d_core.records import atomic_directory, write_text_atomic
+from r2d_core.toy.findings import findings, tokens_spent
 from r2d_core.toy.judge import LABELS
+from r2d_core.toy.results import read_published
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = {
@@ -46,9 +49,17 @@ KEPT = {
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(prog="publish.py", description=__doc__)
-    parser.add_argument("--experiment", required=True, help="a name in results/")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--experiment", help="a name in results/")
+    what.add_argument(
+        "--reword", action="store_true", help="write findings.md and tokens.csv of book/full anew"
+    )
     options = parser.parse_args(arguments)
     try:
+        if options.reword:
+            reword(ROOT / "book" / "full")
+            print("book/full: findings.md and tokens.csv, from its cells")
+            return 0
         grid = ROOT / "experiments" / f"{options.experiment}.yaml"
         files = publish(ROOT / "results" / options.experiment, grid, ROOT / "book" / "full")
     except InputError as error:
@@ -80,6 +91,17 @@ def publish(results: Path, grid: Path, target: Path) -> list[Path]:
         shutil.copyfile(grid, Path(folder) / "grid.yaml")
         table.to_csv(Path(folder) / "cells.csv", index=False)
     return [target / file.name for file in sources] + [target / "grid.yaml", target / "cells.csv"]
+
+
+def reword(target: Path) -> None:
+    """Write the sentences and the table that are computed from the published cells once more.
+
+    The numbers stay those of the run that ``results.json`` records; what is said of them, and with
+    which intervals, is as the code says it now.
+    """
+    published = read_published(target)
+    write_text_atomic(target / "findings.md", findings(published))
+    write_text_atomic(target / "tokens.csv", tokens_spent(published).to_csv())
 
 
 def cells(results: Path) -> pd.DataFrame:

@@ -35,7 +35,6 @@ parameters = check_parameters(globals())
 # %% tags=["hide-input"]
 from pathlib import Path
 
-import pandas as pd
 from IPython.display import HTML, Markdown, display
 
 from r2d_core import plots
@@ -44,10 +43,9 @@ from r2d_core.generation.trace import pivot_probabilities
 from r2d_core.metrics import rate_matrix
 from r2d_core.provenance import footer_html, provenance
 from r2d_core.records import write_json_atomic, write_text_atomic
-from r2d_core.sampling_error import mean_over_runs, tokens_by_run
 from r2d_core.toy.arms import TITLES
 from r2d_core.toy.evaluation import LOOK_ALIKES
-from r2d_core.toy.findings import findings
+from r2d_core.toy.findings import findings, tokens_spent
 from r2d_core.toy.measure import load
 from r2d_core.toy.results import read_results
 from r2d_core.toy.stages import default_experiment
@@ -132,6 +130,18 @@ plots.outcome_bars(
 )
 
 # %% [markdown]
+# ## R2D and what is left without each part
+#
+# The band is R2D's own interval. {doc}`06_ablations` tests each against R2D.
+
+# %% tags=["hide-input"]
+plots.ablation_intervals(
+    results.attacks,
+    alt="Attack success rate of R2D and of R2D without CPO, with up-weighted pivots, without "
+    "pivots and without reasoning, a panel for each attack, with Wilson 95% intervals.",
+)
+
+# %% [markdown]
 # ## Over-refusal against attack success
 #
 # Over the attacks that all methods met, direct requests left out.
@@ -169,15 +179,7 @@ for label, caption in (("correct", "answered exactly"), ("refused", "refused")):
 # runs (n: base models and safety seeds); one run leaves no interval.
 
 # %% tags=["hide-input"]
-spent = pd.DataFrame(
-    {
-        name: {
-            method: str(mean_over_runs(tokens_by_run(some)))
-            for method, some in frame[frame["scope"] == "whole"].groupby("method", sort=False)
-        }
-        for name, frame in (("under attack", results.attacks), ("harmless", results.benign))
-    }
-).reindex(results.methods)
+spent = tokens_spent(results)
 write_text_atomic(output / "tokens.csv", spent.to_csv())
 display(plots.table(spent.rename(index=TITLES)))
 

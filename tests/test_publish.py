@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -10,9 +11,13 @@ import pandas as pd
 import pytest
 
 from r2d_core.errors import InputError
+from r2d_core.toy.findings import findings, tokens_spent
+from r2d_core.toy.results import read_published
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "experiments"))
 import publish
+from test_measure import measurement
+from test_measure import results as results_of
 
 
 @pytest.fixture
@@ -79,3 +84,37 @@ def test_every_cell_is_published_with_its_interval(
     assert (cell["method"], cell["seed"], cell["n"], cell["harmful"]) == ("r2d", 1, 20, 1)
     assert (cell["harmful_low"], cell["harmful_high"]) == (0.0089, 0.2361)  # Wilson, 1 of 20
     assert (tmp_path / "book" / "full" / "grid.yaml").read_text() == "name: full\n"
+
+
+def test_sentences_of_published_cells_are_those_of_the_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcomes = {"refused": 30, "harmful": 10}
+    good = measurement({"wrapper": [k for k, n in outcomes.items() for _ in range(n)]})
+    bad = measurement({"wrapper": ["harmful"] * 40})
+    found = results_of({"r2d": {(0, 0): good}, "refusal": {(0, 0): bad}})
+    target = tmp_path / "book" / "full"
+    target.mkdir(parents=True)
+    parts = {"attack": found.attacks, "benign": found.benign}
+    cells = pd.concat([table.assign(part=part) for part, table in parts.items()])
+    cells.to_csv(target / "cells.csv", index=False)
+    found.compare("r2d").to_csv(target / "paired_tests.csv", index=False)
+    (target / "findings.md").write_text("as it was said before")
+    monkeypatch.setattr(publish, "ROOT", tmp_path)
+    assert publish.main(["--reword"]) == 0
+    assert (target / "findings.md").read_text() == findings(found)
+    assert "harmful less often under held-out wrapper (25%" in findings(found)
+    assert (target / "tokens.csv").read_text() == tokens_spent(found).to_csv()
+    with pytest.raises(InputError, match="only the paired tests of 'r2d'"):
+        read_published(target).compare("refusal")
+
+
+def test_published_words_are_those_of_the_code(tmp_path: Path) -> None:
+    published = publish.ROOT / "book" / "full"
+    again = tmp_path / "full"
+    shutil.copytree(published, again)
+    publish.reword(again)
+    for name in ("findings.md", "tokens.csv"):
+        assert (published / name).read_text() == (again / name).read_text(), (
+            f"{name}: run experiments/publish.py --reword and commit it"
+        )

@@ -37,6 +37,18 @@ def findings(results: Results, reference: str = "r2d") -> str:
     return "\n".join(f"- {line}" for line in lines) + "\n"
 
 
+def tokens_spent(results: Results) -> pd.DataFrame:
+    """Tokens an answer, a row a method: mean over the runs with Student's interval and their n."""
+    spent = {
+        name: {
+            method: str(mean_over_runs(tokens_by_run(some)))
+            for method, some in table[table["scope"] == "whole"].groupby("method", sort=False)
+        }
+        for name, table in (("under attack", results.attacks), ("harmless", results.benign))
+    }
+    return pd.DataFrame(spent).reindex(results.methods).rename_axis("method")
+
+
 def _overall(results: Results) -> str:
     """Each method's labels, every attack that all methods met weighing the same.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,6 +70,29 @@ class Results:
         return tests.assign(p_holm=holm(list(tests["p_value"])))
 
 
+@dataclass(frozen=True)
+class PublishedResults(Results):
+    """Results of which only the cells and R2D's paired tests were kept, not every response."""
+
+    tests: pd.DataFrame
+
+    def compare(self, reference: str) -> pd.DataFrame:
+        """The tests that were kept: R2D's."""
+        if reference != "r2d":
+            raise InputError(f"only the paired tests of 'r2d' were published, not {reference!r}")
+        return self.tests
+
+
+def read_published(folder: str | Path) -> PublishedResults:
+    """Read ``cells.csv`` and ``paired_tests.csv`` as `experiments/publish.py` leaves them."""
+    cells = _table(Path(folder) / "cells.csv", ("part", *KEYS, "n", *LABELS))
+    attacks, benign = (cells[cells["part"] == part] for part in ("attack", "benign"))
+    runs: dict[str, dict[tuple[int, int], Measurement]] = {m: {} for m in attacks["method"]}
+    told = ("attack", "method", "only_reference", "only_method", "runs_worse", "p_holm")
+    tests = _table(Path(folder) / "paired_tests.csv", told)
+    return PublishedResults(attacks, benign, runs, pd.DataFrame(), tests)
+
+
 def read_results(experiment_dir: str | Path) -> Results:
     """Read base<b>/<method>/{attacks,training} and base<b>/utility below an experiment's folder."""
     root = Path(experiment_dir)
@@ -111,19 +135,18 @@ def read_results(experiment_dir: str | Path) -> Results:
     )
 
 
-def _table(path: Path) -> pd.DataFrame:
-    """An evaluation's ``table.csv``, InputError where rows or parts of them are missing."""
+def _table(path: Path, needed: Sequence[str] = (*KEYS, "n", *LABELS)) -> pd.DataFrame:
+    """A table such as an evaluation's, InputError where rows or parts of them are missing."""
     try:
         table = pd.read_csv(path)
     except ValueError as error:  # pandas' own are
         said = " ".join(str(error).split())
         raise InputError(f"{path}: not a table ({said}); run again what writes it") from None
-    needed = [*KEYS, "n", *LABELS]
     if missing := [name for name in needed if name not in table]:
         raise InputError(
             f"{path}: expected a table with the column {missing[0]!r}; run again what writes it"
         )
-    for line, whole in enumerate(table[needed].notna().all(axis=1), start=2):
+    for line, whole in enumerate(table[list(needed)].notna().all(axis=1), start=2):
         if not whole:
             raise InputError(f"{path}:{line}: a value is missing; run again what writes it")
     return table
