@@ -29,11 +29,35 @@ def pages_of(html: Path) -> list[str]:
     ]
 
 
+CONTRASTS = """
+const channels = colour => colour.match(/[\\d.]+/g).slice(0, 3).map(Number);
+const luminance = colour => {
+    const [r, g, b] = channels(colour).map(c => c / 255)
+        .map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+};
+const drawn = [...document.querySelectorAll('.r2d-figure svg text[fill=currentColor]')];
+const found = {};
+for (const theme of ['light', 'dark']) {
+    document.documentElement.dataset.theme = theme;
+    const page = luminance(getComputedStyle(document.body).backgroundColor);
+    found[theme] = drawn.map(text => {
+        const ink = luminance(getComputedStyle(text).fill);
+        return (Math.max(ink, page) + 0.05) / (Math.min(ink, page) + 0.05);
+    });
+}
+return found;
+"""
+"""Of every text in a figure against the page, in both themes (WCAG 2.2's contrast ratio)."""
+
+
 def visit_every_page(html: Path, home: Path) -> dict[str, str]:
     """Open every page; the text that each shows.
 
     Fails for a missing image, a script of somebody's text that ran, an error in the console, two
-    elements of one id, a dead link within the book, and a request that leaves the machine.
+    elements of one id, a dead link within the book, a request that leaves the machine, a figure's
+    text that does not stand out in the light or the dark theme, and a notebook's page that does not
+    offer the notebook.
     """
     shown, links = {}, set()
     with served(html) as address, browser(home) as driver:
@@ -57,7 +81,19 @@ def visit_every_page(html: Path, home: Path) -> dict[str, str]:
             links |= set(
                 driver.execute_script("return [...document.links].map(a => a.href.split('#')[0])")
             )
-            severe = [each for each in driver.get_log("browser") if each["level"] == "SEVERE"]
+            if page.startswith("notebooks/"):
+                source = f"{address}/_sources/{page.removesuffix('.html')}.ipynb"
+                offered = "return [...document.links].map(a => a.href)"
+                assert source in driver.execute_script(offered), (page, source)
+            for theme, contrasts in driver.execute_script(CONTRASTS).items():
+                assert all(contrast >= 4.5 for contrast in contrasts), (page, theme, contrasts)
+            severe = [
+                each
+                for each in driver.get_log("browser")
+                # Which a browser asks for by itself where a page, as one that only leads on, names
+                # no icon.
+                if each["level"] == "SEVERE" and "/favicon.ico " not in each["message"]
+            ]
             assert not severe, (page, severe)
             shown[page] = driver.execute_script("return document.body.textContent")
         own = {urlsplit(link).path for link in links if link.startswith(address)}
