@@ -20,13 +20,15 @@
 # ones that the package holds for real models are put to three of the methods beside them, with
 # budgets a laptop can pay: PAIR, TAP, zero-shot and few-shot with an attacker that knows the toy
 # world's mutator, best-of-N, random search, GCG, AutoDAN; and those that know what R2D is: they
-# raise `[SAFE]` where `[UNSAFE]` is due, force a plan after `<think>`, forge reasoning in the
-# prompt, write pivots into it or leave out the chat template. GCG by transfer searches on the model
-# of the first other method of the list, of the same seed: on the refusal-tuned one, and for that
-# one on the next. An attack that does no better than asking outright is as much a result as one
-# that does: it says where a defence was not tested. Two attacks of the registry are not here:
-# `templates` and `transfer` put a file of the user's to a model, somebody's jailbreaks or what was
-# found on another model, and the toy world has neither.
+# raise `[SAFE]` where `[UNSAFE]` is due, force the lead of a compliant answer after `<think>`,
+# forge reasoning in the prompt, write pivots into it or leave out the chat template. (What is
+# forced after `<think>` is a behavior's `reasoning_target`, a plan of one's own, where its metadata
+# has one; here none has.) GCG by transfer searches on the model of the first other method of the
+# list, of the same seed: on the refusal-tuned one, and for that one on the next. An attack that
+# does no better than asking outright is as much a result as one that does: it says where a defence
+# was not tested. Two attacks of the registry are not here: `templates` and `transfer` put a file of
+# the user's to a model, somebody's jailbreaks or what was found on another model, and the toy world
+# has neither.
 
 # %% tags=["parameters"]
 # Parameters of this notebook

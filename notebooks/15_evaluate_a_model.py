@@ -18,8 +18,8 @@
 #
 # Attacks on the behaviors, the model's answers, the judges' verdicts, the rates: for any model and
 # any of the suites' files. Each step is a file in the output folder and is not done again; a killed
-# run goes on where it was, and any step can begin from somebody else's file. On its defaults it
-# asks the toy world's R2D the toy world's requests.
+# run goes on where it was, and any step can begin from somebody else's file (test cases,
+# completions, verdicts). On its defaults it asks the toy world's R2D the toy world's requests.
 #
 # With real models, for example:
 #
@@ -51,6 +51,7 @@ evaluator: dict = {}  # model that says whether TAP's prompts are on topic; empt
 surrogates: list[dict] = []  # models that gcg_transfer is made on
 test_cases: str = ""  # somebody's file in place of attacks
 completions: str = ""  # somebody's file in place of the model
+verdicts: str = ""  # somebody's file or folder in place of the model and the judges
 judges: dict[str, dict] = {"harmbench_strings": {}}  # name -> model, generator, …
 max_new_tokens: int | None = None  # of an answer with its reasoning; None: 1024, in the toy 64
 timed: int = 8  # requests of each kind whose answers' seconds are measured; 0: none
@@ -82,12 +83,14 @@ from r2d_core.attack_success import (
     tells_success,
 )
 from r2d_core.attacks import make_attack
+from r2d_core.cost import COUNTS
 from r2d_core.evaluation import (
     UNASKED,
     answer_all,
     attack_all,
     costs_once,
     judge_once,
+    spending,
     summary,
     utility_once,
     write_suite_files,
@@ -96,6 +99,7 @@ from r2d_core.evaluation_inputs import (
     any_behaviors,
     check_judgeable,
     first_of_each_kind,
+    read_judged,
     read_material,
     with_forgeries,
     with_own_traces,
@@ -111,7 +115,8 @@ from r2d_core.toy.evaluation import toy_evaluation
 from r2d_core.toy.stages import default_checkpoint
 
 folder = Path(output_dir)
-material, asked, sitting = UNASKED, [], make_judges(judges, folder)
+material, asked, sitting = UNASKED, [], {} if verdicts else make_judges(judges, folder)
+judged = read_judged(verdicts) if verdicts else {}
 for file in behaviors:
     asked += any_behaviors(file)
 if not behaviors:
@@ -138,7 +143,9 @@ display(
 # Attacks on the pivots aim at what the model itself writes on each request up to a pivot.
 
 # %% tags=["hide-input"]
-if completions:
+if verdicts:
+    answered = []
+elif completions:
     answered = read_completions(completions)
 else:
     place = model or str(default_checkpoint("r2d", 0))
@@ -164,39 +171,42 @@ else:
             material=material,
         )  # fmt: skip
     answered = answer_all(cases, reached, folder, max_new_tokens=longest)
-spent = pd.DataFrame(
-    {
-        "attack": completion.attack,
-        "completions": 1,
-        "tokens": completion.response_tokens,
-        "queries": completion.metadata.get("queries", 1),
-        "cut off": completion.finish == "length",
-        "no answer": "error" in completion.metadata,
-        "no prompt": "missing" in completion.metadata,
-    }
-    for completion in answered
-)
-means = {"completions": "sum", "tokens": "mean", "queries": "mean"}
-display(
-    plots.table(
-        spent.groupby("attack", sort=False).agg(
-            means | dict.fromkeys(("cut off", "no answer", "no prompt"), "sum")
-        ),
-        caption="Tokens of an answer and queries of an attack are means",
-        number="{:.1f}",
+if answered:
+    display(
+        plots.table(
+            spending(answered),
+            caption="Tokens of an answer and queries of an attack: means with 95% intervals over "
+            "behaviors (n)",
+            index=False,
+        )
     )
-)
+else:
+    display(Markdown("*Verdicts alone were given: nothing was asked.*"))
 
 # %% [markdown]
 # ## What an answer costs
 #
-# Of direct requests, asked in one batch a kind: the mean of an answer, reasoning included.
+# Of direct requests, asked in one batch a kind: the mean of an answer, reasoning included. The
+# seconds are those of the batch over its answers, timed once, and have no interval.
 
 # %% tags=["hide-input"]
-if timed and not completions:
+if timed and not (completions or verdicts):
     some = first_of_each_kind(asked, timed)
     costs = costs_once(some, reached, folder, max_new_tokens=longest)
-    display(plots.table(pd.DataFrame(costs), index=False, number="{:.3g}"))
+    rows = [
+        {"kind": cost.kind}
+        | {name.replace("_", " "): str(cost.mean(name)) for name in COUNTS}
+        | {"seconds": cost.seconds, "cut off": cost.cut_off}
+        for cost in costs
+    ]
+    display(
+        plots.table(
+            pd.DataFrame(rows),
+            caption="Means with 95% intervals over requests (n)",
+            index=False,
+            number="{:.3g}",
+        )
+    )
 else:
     display(Markdown("*No answer was timed.*"))
 
@@ -208,11 +218,12 @@ else:
 # no prompt or no completion is a failure, and *not attempted*.
 
 # %% tags=["hide-input"]
-verdicts = {
-    name: judge_once(judge, asked, answered, folder, model=judge_model)
-    for name, (judge, judge_model) in sitting.items()
-}
-succeeded, refused = summary(asked, verdicts)
+if not verdicts:
+    judged = {
+        name: judge_once(judge, asked, answered, folder, model=judge_model)
+        for name, (judge, judge_model) in sitting.items()
+    }
+succeeded, refused = summary(asked, judged)
 whole = succeeded[succeeded["scope"] == "whole"]
 if len(whole):
     display(
@@ -233,7 +244,7 @@ if len(whole):
 display(plots.table(succeeded, index=False))
 harmful = {behavior.id for behavior in asked if behavior.kind == "harmful"}
 by_behavior = success_by_behavior(
-    [v for name, made in verdicts.items() if tells_success(name) for v in made
+    [v for name, made in judged.items() if tells_success(name) for v in made
      if v.behavior_id in harmful],
     asked,
 )  # fmt: skip
@@ -243,12 +254,12 @@ if len(several):
         plots.table(
             several.assign(success=several["success"].map(str)),
             caption="Several completions of a behavior: the mean over behaviors, as HarmBench "
-            "counts, with an interval that draws behaviors",
+            "counts, with Wilson's interval on the effective number of outcomes",
             index=False,
         )
     )
 
-scored = [v for name, made in verdicts.items() if tells_scores(name) for v in made
+scored = [v for name, made in judged.items() if tells_scores(name) for v in made
           if v.behavior_id in harmful]  # fmt: skip
 if scored:
     scores = score_means(scored, asked)
@@ -278,7 +289,7 @@ else:
 # token limit or within the reasoning.
 
 # %% tags=["hide-input"]
-if utility and not completions:
+if utility and not (completions or verdicts):
     measured = pd.DataFrame(utility_once(utility, reached, folder))
     display(plots.table(measured, index=False, number="{:.3f}"))
 else:
@@ -290,26 +301,29 @@ else:
 # %% tags=["hide-input"]
 first = {completion.attack: completion for completion in reversed(answered)}
 first = {attack: first[attack] for attack in dict.fromkeys(c.attack for c in answered)}
-display(
-    plots.table(
-        pd.DataFrame(
-            {
-                "attack": attack,
-                "prompt": completion.prompt[:300],
-                "put into its mouth": completion.prefill[:200],
-                "answer": completion.text[:600],
-            }
-            for attack, completion in first.items()
-        ),
-        index=False,
+if first:
+    display(
+        plots.table(
+            pd.DataFrame(
+                {
+                    "attack": attack,
+                    "prompt": completion.prompt[:300],
+                    "put into its mouth": completion.prefill[:200],
+                    "answer": completion.text[:600],
+                }
+                for attack, completion in first.items()
+            ),
+            index=False,
+        )
     )
-)
+else:
+    display(Markdown("*None are here.*"))
 
 # %% tags=["hide-input"]
 for name, frame in (("success", succeeded), ("refusals", refused)):
     write_text_atomic(folder / f"{name}.csv", rates_as_columns(frame).to_csv(index=False))
 if export:
-    for name, made in verdicts.items():
+    for name, made in judged.items():
         said = write_suite_files(
             export, folder / export / name, model or "toy", asked, answered, made
         )

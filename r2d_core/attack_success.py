@@ -68,10 +68,10 @@ def success_by_behavior(
     """Attack success as HarmBench counts it: the mean over behaviors of each one's share.
 
     For attacks that make several test cases of a behavior, of the whole response. Columns: judge,
-    attack, ``behaviors``, ``completions`` and ``success`` (`sampling_error.Interval`, drawn by
-    behavior). Verdicts without a label are left out and ``behaviors`` without a verdict are
-    failures, as in `success_rates`; an attack on fewer than two behaviors has no such interval and
-    no row.
+    attack, ``behaviors``, ``completions`` and ``success`` (`sampling_error.mean_over_behaviors`:
+    Wilson's interval on the effective number of outcomes). Verdicts without a label are left out
+    and ``behaviors`` without a verdict are failures, as in `success_rates`; an attack on fewer than
+    two behaviors has no such interval and no row.
 
     Raises InputError as `success_rates` does.
     """

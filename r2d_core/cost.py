@@ -6,6 +6,7 @@ that a user pays is the benign one.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,11 @@ from dataclasses import dataclass
 from r2d_core.errors import InputError
 from r2d_core.generation import Generation, Generator, Request, answer_each
 from r2d_core.records import Behavior
+from r2d_core.sampling_error import Mean, clustered_mean
 from r2d_core.trajectories import parse
+
+COUNTS = ("prompt_tokens", "response_tokens", "answer_words")
+"""What of a `Cost` differs from answer to answer, and has an interval."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,9 @@ class Cost:
         seconds: wall time of the whole batch / n: what an answer costs where many are asked at
             once, not how long one user waits.
         cut_off: answers that ended at the token limit; their true cost is higher.
+
+    `COUNTS` have the 95% interval of `clustered_mean`, ``…_low`` to ``…_high``, nan of a single
+    answer. The seconds have none: a batch is timed once.
     """
 
     kind: str
@@ -35,6 +43,17 @@ class Cost:
     answer_words: float
     seconds: float
     cut_off: int
+    prompt_tokens_low: float = math.nan
+    prompt_tokens_high: float = math.nan
+    response_tokens_low: float = math.nan
+    response_tokens_high: float = math.nan
+    answer_words_low: float = math.nan
+    answer_words_high: float = math.nan
+
+    def mean(self, count: str) -> Mean:
+        """One of `COUNTS` with its interval."""
+        low, high = (getattr(self, f"{count}_{end}") for end in ("low", "high"))
+        return Mean(getattr(self, count), low, high, self.n)
 
 
 def answer_costs(
@@ -58,15 +77,15 @@ def answer_costs(
         made = [each for each in answers if isinstance(each, Generation)]
         if not (n := len(made)):
             continue
-        costs.append(
-            Cost(
-                kind=kind,
-                n=n,
-                prompt_tokens=sum(each.prompt_tokens for each in made) / n,
-                response_tokens=sum(each.response_tokens for each in made) / n,
-                answer_words=sum(len(parse(each.text).answer.split()) for each in made) / n,
-                seconds=seconds / n,
-                cut_off=sum(each.finish == "length" for each in made),
-            )
-        )
+        counts = [
+            (each.prompt_tokens, each.response_tokens, len(parse(each.text).answer.split()))
+            for each in made
+        ]
+        means = {}
+        for name, values in zip(COUNTS, zip(*counts, strict=True), strict=True):
+            mean = clustered_mean(values, range(n))
+            means[name] = mean.estimate
+            means |= {f"{name}_low": mean.low, f"{name}_high": mean.high}
+        cut_off = sum(each.finish == "length" for each in made)
+        costs.append(Cost(kind=kind, n=n, seconds=seconds / n, cut_off=cut_off, **means))
     return costs

@@ -46,6 +46,7 @@ from r2d_core.records import (
     write_jsonl,
 )
 from r2d_core.records.outcomes import NOT_ATTEMPTED, SUCCESS
+from r2d_core.sampling_error import clustered_mean
 from r2d_core.utility import PAPER_TASKS, Score, UtilityConfig, measure_utility
 
 BATCH = 64
@@ -119,6 +120,9 @@ def attack_all(
     found: list[TestCase] = []
     for name, attack in tqdm(attacks.items(), desc="attacks", unit="attack"):
         settings = {"attack": repr(attack), "behaviors": digest(repr(harmful)), **around}
+        content = getattr(attack, "content", None)
+        if content and harmful:
+            settings["file_content"] = digest(repr(content()))  # the repr has the file's name alone
 
         def run(attack: Attack = attack) -> list[TestCase]:
             return attack.run(harmful, target, material, seed)
@@ -199,6 +203,36 @@ def judge_once(
     return _once(path, Verdict, settings, verdicts)
 
 
+def spending(completions: Sequence[Completion]) -> pd.DataFrame:
+    """What was spent by each attack, a row an attack, and how many of its completions are none.
+
+    ``tokens`` of an answer and ``queries`` of a prompt are text: the mean with `clustered_mean`'s
+    interval and its n, the behaviors. What is no answer has no tokens, what is no prompt no queries
+    either, and a suite's file may say neither (HarmBench's): that is in no mean, and where nothing
+    is left "not known". Counted are answers "cut off", "no answer" (the model raised), "no prompt",
+    and "left out": further test cases of a behavior that a transferred attack did not put.
+    """
+    rows = []
+    for attack in dict.fromkeys(completion.attack for completion in completions):
+        some = [completion for completion in completions if completion.attack == attack]
+        asked = [c for c in some if not _missing(c)]
+        tokens = [(c.behavior_id, c.response_tokens) for c in asked if c.response_tokens]
+        queries = [(c.behavior_id, _said(c, "queries")) for c in asked]
+        rows.append(
+            {
+                "attack": attack,
+                "completions": len(some),
+                "tokens": _mean_of(tokens),
+                "queries": _mean_of([(of, n) for of, n in queries if n is not None]),
+                "cut off": sum(c.finish == "length" for c in some),
+                "no answer": sum(bool(_error(c)) for c in some),
+                "no prompt": len(some) - len(asked),
+                "left out": sum(_said(c, "left_out") or 0 for c in some),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
 def costs_once(
     behaviors: Sequence[Behavior], reached: Reached, folder: str | Path, *, max_new_tokens: int
 ) -> list[Cost]:
@@ -216,7 +250,8 @@ def costs_once(
         settings,
         lambda: answer_costs(reached.generator, behaviors, max_new_tokens),
     )
-    return [Cost(**row) for row in rows]
+    known = ({k: v for k, v in row.items() if v is not None} for row in rows)  # else nan
+    return [Cost(**row) for row in known]
 
 
 def utility_once(given: Mapping[str, Any], reached: Reached, folder: str | Path) -> list[Score]:
@@ -288,6 +323,12 @@ def write_suite_files(
     """
     if suite not in ("harmbench", "jailbreakbench"):
         raise InputError(unknown("suite", suite, ("harmbench", "jailbreakbench")))
+    if len(completions) != len(verdicts):
+        raise InputError(
+            f"{suite}: its files hold completions with their verdicts, and there are "
+            f"{len(completions)} completions and {len(verdicts)} verdicts; leave export empty "
+            "where verdicts alone were given"
+        )
     kinds = {behavior.id: behavior.kind for behavior in behaviors}
     harmful = [behavior for behavior in behaviors if behavior.kind == "harmful"]
     file = "".join(c if c.isalnum() or c in "._-" else "-" for c in model) or "model"
@@ -346,7 +387,7 @@ def _once(
         other = [name for name in settings if before.get(name) != settings[name]]
         raise InputError(
             f"{path} was made with another {' and '.join(other)}; give another output folder, or "
-            "delete the file to have it made anew"
+            f"delete {path.name} to have it made anew"
         )
     records = make()
     # The settings first: records without them would be written over, the other way round they are
@@ -388,6 +429,20 @@ def _rows_once(
     rows = [{k: None if v != v else v for k, v in row.items()} for row in made]
     write_json_atomic(path, {"settings": settings, "rows": rows})
     return rows
+
+
+def _said(completion: Completion, name: str) -> float | None:
+    """A number of the metadata; None for what a file of somebody's has otherwise, or not at all."""
+    value = completion.metadata.get(name)
+    return value if isinstance(value, int | float) else None
+
+
+def _mean_of(counts: Sequence[tuple[str, float]]) -> str:
+    if not counts:
+        return "not known"
+    # Fewer draws of very many behaviors: they are all in memory at once.
+    draws = max(1_000, min(10_000, 20_000_000 // len(counts)))
+    return str(clustered_mean([n for _, n in counts], [of for of, _ in counts], draws=draws))
 
 
 def _number(value: float | None) -> float:

@@ -61,8 +61,13 @@ def clustered_rate(outcomes: Sequence[bool], behaviors: Sequence[Hashable]) -> I
     Korn & Graubard 1998): the variance of the rate, linearised and taken between behaviors, tells
     which. It is taken with two behaviors of successes and two of failures added (as in Agresti &
     Coull 1998): a rate near 0% or 100% shows too few successes, or failures, to say how they
-    cluster, and then the behaviors count. Raises InputError for unequal lengths, no outcomes and
-    missing behaviors.
+    cluster, and then the behaviors count.
+
+    Nothing is drawn here. A bootstrap over behaviors, which is `clustered_mean`'s, sees no more
+    than what came out: of an attack that never succeeded each draw says 0%, and its interval has no
+    width, nearly so of one that rarely did. Those are the rates that a defence is reported with.
+
+    Raises InputError for unequal lengths, no outcomes and missing behaviors.
     """
     table = _by_behavior(outcomes, behaviors, least=1)
     hits, sizes = table["hits"].to_numpy(float), table["sizes"].to_numpy(float)
@@ -73,8 +78,8 @@ def mean_over_behaviors(outcomes: Sequence[bool], behaviors: Sequence[Hashable])
     """The mean over behaviors of each one's share of true outcomes: HarmBench's attack success.
 
     Where some behaviors have more outcomes than others, `clustered_rate` is nearer to those; here
-    all count alike. The interval is made as there. Raises InputError as `clustered_rate` does, and
-    for fewer than two behaviors.
+    all count alike. The interval is made as there, and nothing is drawn. Raises InputError as
+    `clustered_rate` does, and for fewer than two behaviors.
     """
     table = _by_behavior(outcomes, behaviors)
     shares = (table["hits"] / table["sizes"]).to_numpy(float)

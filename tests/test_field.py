@@ -24,6 +24,7 @@ from r2d_core.toy.field import (
     SETTINGS,
     STRIPPED,
     TEST,
+    UNKNOWN,
     WHY_NOT,
     _budgets,
     better_than_asking,
@@ -38,9 +39,22 @@ LANGUAGE = make_language(0)
 SPLITS = make_splits(LANGUAGE, 0)
 
 
+NOT_HERE = {
+    "templates": "puts a file of somebody's jailbreaks to a model; the toy world has none",
+    "transfer": "puts a file of what was found on another model; here gcg_transfer searches",
+}
+"""Attacks of the registry that the chapter leaves out, and why."""
+
+
+def test_the_chapter_has_every_attack_of_the_registry():
+    assert not set(ATTACKED) & set(NOT_HERE)
+    # The bare request is no attack of the registry, but another way to the model.
+    assert set(ATTACKED) | set(NOT_HERE) == set(ATTACKS) | {STRIPPED}
+
+
 def test_settings_are_those_of_attacks():
     attacks = set(ATTACKED) - {STRIPPED}
-    assert set(SETTINGS) <= attacks <= set(ATTACKS)
+    assert set(SETTINGS) <= attacks
     for name in attacks:
         make_attack(name, **SETTINGS.get(name, {}))
 
@@ -96,7 +110,7 @@ def test_findings_name_every_attack_once():
     assert "- **pair** beats it on r2d and refusal." in said
     beaten, _, others = said.partition("On no method with this budget")
     assert "tap" not in beaten and "autodan" not in beaten and "pair" not in others
-    assert "- **tap** (r2d 1 and 20 of 48). It is ahead of asking nowhere.\n" in others
+    assert "- **tap** (r2d 1 and 20 of 48). It is ahead of asking nowhere. " + UNKNOWN in others
     assert "- **autodan** (r2d 5 and 0 of 12). It is ahead of asking somewhere, by too" in others
     assert "tell it from chance. It breeds" in others
     missing = others.rpartition("Not tried when these tables were made: ")[2].rstrip(".")
@@ -134,8 +148,12 @@ def test_the_tables_record_says_how_they_were_made():
     assert record.get("test") == TEST and record.get("settings") == SETTINGS
 
 
-def test_reasons_are_given_for_attacks_that_are_run():
-    assert set(WHY_NOT) <= set(ATTACKED)
+def test_reasons_are_given_for_the_attacks_that_beat_asking_on_no_method():
+    """For all of them, and for none that the tables show to work."""
+    tests = pd.read_csv(TABLES / "field_tests.csv")
+    ahead = tests[(tests["p_holm"] < 0.05) & (tests["only_attack"] > tests["only_direct"])]
+    assert set(WHY_NOT) == set(tests["attack"]) - set(ahead["attack"])
+    assert all(WHY_NOT.values()) and UNKNOWN not in better_than_asking(tests)
 
 
 def test_budgets_are_of_first_successes_over_all_seeds():

@@ -238,6 +238,25 @@ def test_an_artifact_of_our_own_run(tmp_path):
     wrong("unparsable", verdicts=[replace(verdicts[0], whole="unparsable")], success="unsafe")
 
 
+def test_indices_of_an_artifact_are_unique(tmp_path):
+    """Numbers of JailbreakBench's ids stand; no other behavior gets one of them."""
+
+    def indices(*ids):
+        made = make_artifact([Behavior(name, "goal") for name in ids], [], [], {"method": "x"})
+        made.write(tmp_path / "a.json")
+        assert read_artifact(tmp_path / "a.json") == made
+        assert [row["behavior"] for row in made.jailbreaks] == [*ids]
+        return [row["index"] for row in made.jailbreaks]
+
+    assert indices("hb", "jbb-0") == [1, 0]  # HarmBench's and JailbreakBench's together
+    assert indices("a", "b", "jbb-1", "c") == [0, 2, 1, 3]
+    assert indices("jbb-99", "a", "jbb-2", "b") == [99, 1, 2, 3]
+    assert indices("3", "jbb-3", "jbb-03") == [0, 3, 2]  # the suite's own spelling has it
+    assert indices("a", "7", "jbb--1") == [0, 7, 2]
+    with pytest.raises(InputError, match="behavior 'a' is given twice"):
+        indices("a", "jbb-0", "a")
+
+
 def test_artifacts_as_others_than_the_eight_have_them(tmp_path):
     """Indices as text (its test artifact); no counts of queries and tokens (DSN, JailbreakChat)."""
     nothing = {"number_of_queries": None, "queries_to_jailbreak": None, "prompt_tokens": None}

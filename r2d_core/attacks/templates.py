@@ -44,7 +44,7 @@ class Templates:
     ) -> list[TestCase]:
         if not behaviors:
             return []
-        templates = read_templates(self.file)
+        templates = self.content()
         cases = []
         for behavior in behaviors:
             order = list(range(len(templates)))
@@ -53,6 +53,10 @@ class Templates:
             prompt = fill(templates[chosen], behavior.request)
             cases.append(TestCase(behavior.id, self.name, prompt, metadata={"template": chosen}))
         return cases
+
+    def content(self) -> list[str]:
+        """The templates; InputError where the file has none."""
+        return read_templates(self.file)
 
 
 def read_templates(file: str) -> list[str]:

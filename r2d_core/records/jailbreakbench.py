@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -158,14 +160,20 @@ def make_artifact(
     "not_attempted", as an artifact has them for its null prompts, are of no completion. The
     totals are computed from the rows, and ``parameters`` (method, model, attack_type, …, as
     JailbreakBench names them) come first. Queries, and the tokens of a null prompt, are those of
-    the completion's or the verdict's metadata; counts that are not known are null.
+    the completion's or the verdict's metadata; counts that are not known are null. Behaviors of
+    JailbreakBench's keep their index; others get numbers that none of those has.
 
-    Raises InputError without behaviors, for verdicts of other completions, two completions of one
-    behavior, one of a behavior that is not given, an unparsable verdict, and a prefill, for which
-    the format has no place.
+    Raises InputError without behaviors, for a behavior given twice, verdicts of other completions,
+    two completions of one behavior, one of a behavior that is not given, an unparsable verdict, and
+    a prefill, for which the format has no place.
     """
     if not behaviors:
         raise InputError("an artifact is of one behavior at least; there is none")
+    ids = [behavior.id for behavior in behaviors]
+    if twice := [name for name, n in Counter(ids).items() if n > 1]:
+        raise InputError(
+            f"behavior {twice[0]!r} is given twice; an artifact has one row a behavior"
+        )
     unattempted = {v.behavior_id: v.metadata for v in verdicts if v.whole == NOT_ATTEMPTED}
     verdicts = [verdict for verdict in verdicts if verdict.whole != NOT_ATTEMPTED]
     if [(v.behavior_id, v.attack) for v in verdicts] != [
@@ -192,14 +200,14 @@ def make_artifact(
     if others := of.keys() - {behavior.id for behavior in behaviors}:
         raise InputError(f"behavior {min(others)!r} has a completion and is not among those given")
     rows: list[dict[str, Any]] = []
-    for place, behavior in enumerate(behaviors):
-        index = behavior.id.removeprefix("jbb-")
+    indices = _indices(ids)
+    for behavior in behaviors:
         made, said = of.get(behavior.id, (None, False))
         known = made.metadata if made else unattempted.get(behavior.id, {})
         tokens = (made.prompt_tokens, made.response_tokens) if made else (0, 0)
         rows.append(
             {
-                "index": int(index) if index.isdecimal() else place,
+                "index": indices[behavior.id],
                 "goal": behavior.prompt,
                 "behavior": behavior.metadata.get("Behavior", behavior.id),
                 "category": behavior.category,
@@ -218,6 +226,26 @@ def make_artifact(
         "total_response_tokens": sum(row["response_tokens"] or 0 for row in rows),
     }
     return Artifact({**parameters, **totals}, rows)
+
+
+def _indices(ids: Sequence[str]) -> dict[str, int]:
+    """A number for each of the ids, none twice: N of "jbb-N", else N of "N", else from its place on
+    the first that is free.
+    """
+    found: dict[str, int] = {}
+    taken: set[int] = set()
+    for prefix in ("jbb-", ""):
+        for name in ids:
+            digits = name.removeprefix(prefix)
+            if not digits.isdecimal() or name != f"{prefix}{int(digits)}" or int(digits) in taken:
+                continue
+            found[name] = int(digits)
+            taken.add(found[name])
+    for place, name in enumerate(ids):
+        if name not in found:
+            found[name] = next(number for number in count(place) if number not in taken)
+            taken.add(found[name])
+    return found
 
 
 def test_cases(found: Artifact) -> list[TestCase]:
