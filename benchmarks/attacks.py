@@ -16,8 +16,8 @@ nanoGCG 0.3.0 hands keys and values about in the tuples of transformers 4. `Tupl
 a fresh cache a call, which is what that version did with them: so it keeps its prefix cache, and
 gradient steps do not grow it (as they do where it holds a cache object, its issue 22).
 
-- candidates a second: those whose loss was computed (duplicates, which nanoGCG computes again, and
-  those that the check of tokens threw out are not counted), over the wall time of the whole run.
+- candidates a second: those whose loss was computed (nanoGCG's duplicates, which it computes again,
+  are counted, what the check of tokens threw out is not), over the wall time of the whole run.
 - final loss: of the *text* that each side returns, put through the chat template and tokenised
   anew, by code of neither.
 - success: the greedy answer to that text begins with the target.

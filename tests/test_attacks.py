@@ -37,12 +37,14 @@ from r2d_core.attacks.attack import dialogue
 from r2d_core.attacks.autodan import cross, sentences_of, whole
 from r2d_core.attacks.best_of_n import augment
 from r2d_core.attacks.gradient import Losses
+from r2d_core.attacks.identity import identity
 from r2d_core.attacks.journal import Journal, RecordedGenerator
 from r2d_core.attacks.prompts import out_of_ten, prompt_text, written_prompt
 from r2d_core.attacks.tap import topic_verdict
 from r2d_core.attacks.template_stripping import without_chat_template
+from r2d_core.defenses import SelfReminder
 from r2d_core.errors import InputError
-from r2d_core.generation import Generation, Request, complete
+from r2d_core.generation import Generation, OpenAIServerGenerator, Request, complete
 from r2d_core.pivots import NEW_TOKENS
 from r2d_core.records import Behavior, TestCase, read_test_cases, write_jsonl
 from r2d_core.tokenization import encode_prompt
@@ -75,6 +77,11 @@ SEEDED = {
 ASKING = ["refinement", "best_of_n", "pair", "tap", "autodan", "gcg_harmbench", "random_search"]
 """Attacks that look at the target's answers."""
 BY_ATTACKER = ["zero_shot", "few_shot_attacker", "pair", "tap"]
+KEEPING = [
+    *(n for n in ATTACKS if n.startswith(("gcg_", "random_search"))),
+    "refinement", "best_of_n", "pair", "tap", "autodan", "zero_shot", "few_shot_attacker",
+]  # fmt: skip
+"""Attacks that write down how far they are."""
 
 
 @pytest.fixture(scope="module")
@@ -151,12 +158,7 @@ def test_every_attack_says_what_it_needs(name: str, target: Target, files: Any) 
 def test_a_bad_target_is_recorded_and_the_run_goes_on(
     name: str, what: str, target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The random search asks once the aimed token is the most probable one: here it always is.
-    losses = random_search.response_losses
-    monkeypatch.setattr(
-        random_search, "response_losses",
-        lambda *given: replace(losses(*given), matched=torch.tensor([True])),
-    )  # fmt: skip
+    always_matched(monkeypatch)
     bad = replace(target, generator=Broken(what))
     attack = make_attack(name, **SMALL.get(name, {}))
     cases = attack.run(BEHAVIORS, bad, MATERIAL, 0)
@@ -232,13 +234,13 @@ def test_a_judge_without_a_number_is_recorded(score: Any, target: Target) -> Non
 
 
 class Counting:
-    """A generator that counts what it is asked and dies after so many requests."""
+    """A generator that counts the batches it is asked and dies at the one after ``left``."""
 
     def __init__(self, inner: Any, left: float = math.inf) -> None:
         self.inner, self.left, self.asked = inner, left, 0
 
     def generate(self, requests: Any, max_new_tokens: int) -> list[Generation]:
-        self.asked += len(requests)
+        self.asked += 1
         if self.asked > self.left:
             raise KeyboardInterrupt
         return list(self.inner.generate(requests, max_new_tokens))
@@ -321,20 +323,156 @@ def test_random_search_writes_down_an_error_once(
     assert sizes[1] < 2.2 * sizes[0]
 
 
-@pytest.mark.parametrize("name", [*ASKING, "zero_shot", "random_search_pivot", "gcg_multi"])
-def test_a_killed_run_goes_on(name: str, target: Target, tmp_path: Path) -> None:
+def always_matched(patch: pytest.MonkeyPatch) -> None:
+    """The random search asks once the aimed token is the likeliest: from now on it always is."""
+    losses = random_search.response_losses
+    patch.setattr(
+        random_search, "response_losses",
+        lambda *given: replace(losses(*given), matched=torch.tensor([True])),
+    )  # fmt: skip
+
+
+class Lines:
+    """The lines of journals, counted; a kill comes after the one with the number ``last``."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, last: float = math.inf) -> None:
+        self.written, add = 0, Journal.add
+
+        def counted(journal: Journal, key: str, value: Any) -> None:
+            add(journal, key, value)
+            self.written += 1
+            if self.written == last:
+                raise KeyboardInterrupt
+
+        patch.setattr(Journal, "add", counted)
+
+
+@pytest.mark.parametrize("name", KEEPING)
+def test_a_run_killed_after_any_line_goes_on(
+    name: str, target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    always_matched(monkeypatch)
     attack = make_attack(name, **SMALL.get(name, {}))
     expected = attack.run(BEHAVIORS, target, MATERIAL, 0)
-    kept = replace(target, progress=tmp_path)
-    for left in (1, 2, 3, math.inf):
-        mortal = Counting(target.generator, left)
-        try:
-            assert attack.run(BEHAVIORS, replace(kept, generator=mortal), MATERIAL, 0) == expected
-        except KeyboardInterrupt:
-            assert left < mortal.asked
-    again = Counting(target.generator, 0)
-    assert attack.run(BEHAVIORS, replace(kept, generator=again), MATERIAL, 0) == expected
-    assert again.asked == 0  # nothing is asked twice
+    with monkeypatch.context() as patch:
+        whole = Lines(patch)
+        kept = replace(target, progress=tmp_path / "whole")
+        assert attack.run(BEHAVIORS, kept, MATERIAL, 0) == expected
+    for last in sorted({1, whole.written // 2, whole.written - 1}):
+        kept = replace(target, progress=tmp_path / str(last))
+        with monkeypatch.context() as patch:
+            Lines(patch, last)
+            with pytest.raises(KeyboardInterrupt):
+                attack.run(BEHAVIORS, kept, MATERIAL, 0)
+        with monkeypatch.context() as patch:
+            rest = Lines(patch)
+            assert attack.run(BEHAVIORS, kept, MATERIAL, 0) == expected
+        assert rest.written == whole.written - last  # nothing is done twice
+        with monkeypatch.context() as patch:
+            over = Lines(patch)
+            assert attack.run(BEHAVIORS, kept, MATERIAL, 0) == expected
+        assert over.written == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "role"),
+    [
+        *((name, "generator") for name in [*ASKING, "random_search_pivot"]),
+        *((name, "attacker") for name in [*BY_ATTACKER, "autodan"]),
+        ("tap", "evaluator"),
+    ],
+)
+def test_a_run_killed_while_a_model_answers_goes_on(
+    name: str, role: str, target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In each life one batch is answered; the next is the end, until none is left."""
+    always_matched(monkeypatch)
+    attack = make_attack(name, **SMALL.get(name, {}))
+    evaluated = replace(target, evaluator=Writer())
+    inner = getattr(evaluated, role)
+
+    def run(left: float, **more: Any) -> tuple[list[TestCase], int]:
+        mortal = Counting(inner, left)
+        made = attack.run(BEHAVIORS, replace(evaluated, **{role: mortal}, **more), MATERIAL, 0)
+        return made, mortal.asked
+
+    expected, batches = run(math.inf)
+    assert batches > 0
+    for left in [0, *[1] * (batches - 1)]:
+        with pytest.raises(KeyboardInterrupt):
+            run(left, progress=tmp_path)
+    assert run(1, progress=tmp_path) == (expected, 1)
+    assert run(0, progress=tmp_path) == (expected, 0)  # nothing is asked twice
+
+
+def test_a_journal_is_of_one_run_alone(tmp_path: Path) -> None:
+    """In one folder and with no name: what a run depends on tells it from the others."""
+    one, other = local_target(), local_target(seed=5)
+
+    class Hurried(Writer):
+        def answer(self, request: Request) -> str:
+            return super().answer(request).replace("wait", "now")
+
+    class Served(Echo):
+        def __init__(self, model: str) -> None:
+            super().__init__()
+            self.model = model
+
+        def generate(self, requests: Any, max_new_tokens: int) -> list[Generation]:
+            super().generate(requests, max_new_tokens)
+            return [Generation(f"{self.model} says so", 1, 1, "stop") for _ in requests]
+
+    material = replace(MATERIAL, wrappers=("so {request}", "please . {request}"))
+    reminded = replace(one, generator=SelfReminder(one.generator))
+    warned = replace(one, generator=SelfReminder(one.generator, after="be careful ."))
+    mute = replace(one, model=None, tokenizer=None)
+    written = replace(mute, attacker=Writer())
+    runs: list[tuple[str, Target, Material]] = [
+        ("autodan", one, MATERIAL),
+        ("autodan", one, material),
+        ("refinement", one, MATERIAL),
+        ("refinement", reminded, MATERIAL),
+        ("refinement", warned, MATERIAL),
+        ("best_of_n", mute, MATERIAL),
+        ("best_of_n", replace(mute, generator=other.generator), MATERIAL),
+        ("pair", written, MATERIAL),
+        ("pair", replace(written, attacker=Hurried()), MATERIAL),
+        ("zero_shot", replace(mute, attacker=Served("one")), MATERIAL),
+        ("zero_shot", replace(mute, attacker=Served("other")), MATERIAL),
+        ("tap", written, MATERIAL),
+        ("tap", replace(written, evaluator=Broken("empty")), MATERIAL),
+    ]
+    for number, (name, target, drawn) in enumerate(runs, start=1):
+        attack = make_attack(name, **SMALL.get(name, {}))
+        expected = attack.run(BEHAVIORS, target, drawn, 0)
+        kept = replace(target, progress=tmp_path)
+        for _ in range(2):
+            assert attack.run(BEHAVIORS, kept, drawn, 0) == expected
+            assert len(list(tmp_path.iterdir())) == number
+    named = replace(written, progress=tmp_path, name="another")
+    make_attack("tap", **SMALL["tap"]).run(BEHAVIORS, named, MATERIAL, 0)
+    assert len(list(tmp_path.iterdir())) == len(runs) + 1
+
+
+def test_a_models_identity_is_what_its_answers_depend_on() -> None:
+    def of(**settings: Any) -> Any:
+        server = {"model": "m", "base_url": "http://one/v1", "concurrency": 4} | settings
+        return identity(OpenAIServerGenerator(**server))
+
+    assert of() == of(concurrency=16, retries=1)  # a run goes on however it is run
+    assert of() != of(model="n") and of() != of(base_url="http://other/v1")
+    assert of(dialect="vllm") != of()
+    words = [frozenset([0, 8]), frozenset([8, 0])]
+    assert [*words[0]] != [*words[1]] and identity(words[0]) == identity(words[1])
+    assert identity({"a": 1, "b": 2}) == identity({"b": 2, "a": 1}) != identity({"a": 2, "b": 1})
+    model, tokenizer = local_target().model, local_target().tokenizer
+    assert identity(model) == identity(local_target().model) != identity(local_target(seed=1).model)
+    assert identity(model.to(torch.float64)) != identity(local_target().model)
+    assert json.loads(json.dumps(identity(model.to("meta"))))  # offloaded: it is read without
+    bare = without_chat_template(local_target().model, tokenizer).tokenizer
+    assert identity(tokenizer) == identity(local_target().tokenizer) != identity(bare)
+    assert identity(str.lower) != identity(local_target) != identity(len)
+    assert identity(Echo()) == identity(Echo()) != identity(Writer())
 
 
 def test_gradients_need_a_model() -> None:
@@ -717,7 +855,8 @@ def test_transfer_takes_what_another_run_made(tmp_path: Path, target: Target) ->
     attack = make_attack("transfer", file=str(tmp_path / "cases.jsonl"))
     missing, found = attack.run(BEHAVIORS, target, MATERIAL, 0)
     assert found.prompt == "explain it x x" and found.queries == 70
-    assert found.metadata == {"score": 1.0, "made_by": "gcg_answer"} and found.attack == "transfer"
+    assert found.metadata == {"score": 1.0, "made_by": "gcg_answer", "left_out": 1}
+    assert found.attack == "transfer"
     assert missing.prompt == "" and missing.metadata == {"missing": True}
     with pytest.raises(InputError, match="no test case for any of the behaviors"):
         attack.run([Behavior("other", "x")], target, MATERIAL, 0)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ import torch
 from attack_world import BEHAVIORS, KNOWN, MATERIAL, Echo, ScoreByLength, local_target
 from tiny_models import FAMILIES, Family, tiny_tokenizer
 
-from r2d_core.attacks import Surrogate, Target, gcg, make_attack
+from r2d_core.attacks import Surrogate, Target, gcg, gradient, make_attack
 from r2d_core.attacks.gcg import GCGAnswer, GCGMulti, GCGPivot
 from r2d_core.attacks.gradient import (
     Losses,
@@ -276,6 +277,19 @@ def test_memory_decides_how_many_are_computed_at_once(
     assert rows == [2, 2, 2, 2, 1]
 
 
+def test_as_many_are_computed_at_once_wherever_memory_has_room(
+    target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What ran before changes a loss's last bits only by leaving less memory than they take."""
+    for free, enough in ((2**40, True), (2**33, True), (2**20, False)):
+        memory = SimpleNamespace(available=free)
+        monkeypatch.setattr(gradient.psutil, "virtual_memory", lambda memory=memory: memory)
+        place = place_of(target)
+        suffix = first_suffix([place], 4, text_tokens(target.tokenizer), seed=0)
+        place.losses([suffix])
+        assert (place.rows == gradient.ROWS["cpu"]) == enough
+
+
 def test_a_resumed_run_computes_as_many_at_once(
     tmp_path: Path, target: Target, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -471,6 +485,34 @@ def test_a_loss_of_other_prompts_is_no_measure(
     assert steps[2].ids == tried[1][0] and steps[3].ids == steps[2].ids
 
 
+@pytest.mark.parametrize("keep", ["lower", "any"])
+def test_where_no_candidate_stands_the_suffix_is_held_against_the_behavior_that_joins(
+    keep: Any, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed, calls = gcg.neighbour_losses, [0]
+
+    def found(places: Any, neighbours: Any) -> Losses:
+        calls[0] += 1
+        made = computed(places, neighbours)
+        if calls[0] > 1:
+            return made
+        monkeypatch.setattr(Place, "stand", lambda self, suffixes: [False] * len(suffixes))
+        return replace(made, matched=torch.ones_like(made.matched))
+
+    monkeypatch.setattr(gcg, "neighbour_losses", found)
+    settings = {**SMALL, "steps": 3, "init": "", "keep": keep, "stop_on_match": True}
+    attack = GCGMulti(**settings)
+    on = [Surrogate(target.model, target.tokenizer)]
+    result = attack.optimise(BEHAVIORS, on, target, 0)
+    assert [step.active for step in result.steps] == [1, 1, 2, 2]
+    assert [step.matched for step in result.steps[1:]] == [True, False, False]
+    losses = [loss_of(attack, target, b, b.prompt + result.text) for b in BEHAVIORS]
+    for step in result.steps[2:]:
+        assert step.ids == result.steps[1].ids
+        assert step.loss == pytest.approx(sum(losses) / 2, rel=1e-4)
+    assert [step.queries for step in result.steps[2:]] == [2, 0]
+
+
 def test_transfer_never_sees_the_target(target: Target) -> None:
     surrogates = tuple(
         Surrogate(t.model, t.tokenizer) for t in (local_target(seed=1), local_target(seed=2))
@@ -504,6 +546,10 @@ def test_every_step_is_recorded(target: Target) -> None:
         assert float(place.losses([step.ids]).loss[0]) == pytest.approx(step.loss, rel=1e-4)
     assert result.queries == sum(step.queries for step in result.steps)
     assert BEHAVIORS[0].prompt + result.text == place.text(result.chosen.ids)
+    (case,) = GCGAnswer(**SMALL).run(BEHAVIORS[:1], target, MATERIAL, 0)  # with no folder
+    assert case.metadata["step_ids"] == [step.ids for step in result.steps]
+    assert case.metadata["losses"] == [step.loss for step in result.steps]
+    assert case.metadata["step_flops"] == [step.flops for step in result.steps]
 
 
 def test_a_run_goes_on_where_it_was(tmp_path: Path, target: Target) -> None:
@@ -665,7 +711,8 @@ def test_the_steps_of_a_run_stay_in_its_folder(target: Target, tmp_path: Path) -
     assert [step["loss"] for step in steps] == case.metadata["losses"]
     assert [step["flops"] for step in steps] == case.metadata["step_flops"]
     assert sum(case.metadata["step_flops"]) == case.metadata["flops"]
-    assert case.metadata["suffix_ids"] in [step["ids"] for step in steps]
+    assert [step["ids"] for step in steps] == case.metadata["step_ids"]
+    assert case.metadata["suffix_ids"] in case.metadata["step_ids"]
     assert all(step["seconds"] > 0 and len(step["ids"]) == 4 for step in steps)
 
 

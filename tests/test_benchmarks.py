@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import math
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
@@ -55,6 +59,26 @@ def test_training(tmp_path):
         assert row["flops"] > ours["flops"] and row["step_peak_mib"] > ours["step_peak_mib"] > 0
     for row in found:
         assert row["steps"] == 3 and 0 < row["last_loss"] < row["first_loss"]
+
+
+def test_attacks(tmp_path):
+    if importlib.util.find_spec("nanogcg") is None:
+        pytest.skip("nanogcg is not installed (pip install --no-deps nanogcg==0.3.0)")
+    few = ("--models", "toy", "--behaviors", "2", "--steps", "2", "--candidates", "6",
+           "--top-k", "8", "--device", "cpu")  # fmt: skip
+    (found,) = run("attacks.py", tmp_path / "attacks.json", *few)["results"]
+    assert found["settings"] == {"steps": 2, "candidates": 6, "top_k": 8}
+    runs = {(row["side"], row["behavior"]): row for row in found["runs"]}
+    behaviors = {row["behavior"] for row in found["runs"]}
+    assert len(behaviors) == 2 and len(runs) == len(found["runs"]) == 4
+    for side in ("ours", "nanogcg"):
+        assert found["summary"][side]["runs"] == 2
+        for behavior in behaviors:
+            row = runs[side, behavior]
+            assert 0 < row["candidates"] <= 2 * 6 and row["seconds"] > 0
+            assert 0 < row["loss"] < 2 * math.log(found["vocabulary"])
+            assert row["success"] in (True, False)
+    assert found["speedup"]["least"] <= found["speedup"]["mean"] <= found["speedup"]["most"]
 
 
 def test_quick_numbers_do_not_take_the_place_of_published_ones(tmp_path):

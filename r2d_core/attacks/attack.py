@@ -7,7 +7,12 @@ their order. Completions and verdicts are made from the test cases afterwards, f
 What every attack keeps to:
 
 - The same seed gives the same test cases, whatever ran before and, but for attacks on all behaviors
-  at once, whichever other behaviors are attacked.
+  at once, whichever other behaviors are attacked: as long as the models' numbers are the same. A
+  model in this process gives other last bits in batches of another size, and they count where two
+  candidates or two tokens are as near as that. Batches are others where gradient attacks find less
+  than twice the memory free that `gradient.ROWS` candidates take (a run that goes on keeps those
+  that it began with), and where a generator answers other behaviors beside, or what was left of a
+  batch when a run was killed.
 - A model, attacker or judge that raises ends nothing: ``metadata["errors"]`` of the test case says
   what was raised at which query, and the attack goes on. Only InputError, a mistake in what the
   attack was given, is passed on.
@@ -26,6 +31,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, ClassVar, Protocol
 
+from r2d_core.attacks.identity import identity
 from r2d_core.attacks.journal import Journal, RecordedGenerator, digest
 from r2d_core.errors import InputError
 from r2d_core.generation import Generator
@@ -57,8 +63,9 @@ class Target:
         evaluator: a model that says whether a prompt is on topic (TAP); the attacker where None.
         surrogates: models that transfer attacks are made on; one vocabulary for all.
         progress: a folder for the progress of long attacks.
-        name: what stands for all of this in the names of the files there. Of models that are not in
-            this process nothing else tells one from another: give each its own name, or folder.
+        name: stands in the names of the files there for what `identity` does not see of the models:
+            the weights behind a server's name or in vLLM's engine, settings of an attacker of one's
+            own, what a function given to a defence closes over. Give each its own name, or folder.
     """
 
     generator: Generator
@@ -135,12 +142,20 @@ def at_least(attack: str, minimum: int, **settings: int) -> None:
             raise InputError(f"attack {attack!r}: {name} is {value}, expected at least {minimum}")
 
 
-def journal_of(attack: Any, behaviors: Sequence[Behavior], target: Target, seed: int) -> Journal:
-    """The journal of one run of an attack: its file is named after all that the run depends on.
+def journal_of(
+    attack: Any,
+    behaviors: Sequence[Behavior],
+    target: Target,
+    seed: int,
+    material: Sequence[str] = (),
+) -> Journal:
+    """The journal of one run of an attack: its file is named after what the run depends on.
 
-    That is the attack's settings, the behaviors, the seed, the judge, the target's name, and a
-    sample of the weights of the target's model and the surrogates. Raises InputError where two
-    behaviors have one id.
+    That is the attack's settings, the behaviors, the seed, the judge's name and its model's, the
+    target's name, and of the generator, attacker, evaluator, model, tokenizer and surrogates what
+    `identity` sees. ``material``: what entries are made of without naming it, AutoDAN's templates;
+    the answers of models stand under the very request, whatever material that was made of. Raises
+    InputError where two behaviors have one id.
     """
     ids = [behavior.id for behavior in behaviors]
     if len(set(ids)) < len(ids):
@@ -153,11 +168,8 @@ def journal_of(attack: Any, behaviors: Sequence[Behavior], target: Target, seed:
         return Journal()
     judge = (getattr(target.judge, "name", ""), getattr(target.judge, "model", ""))
     run = [repr(attack), [repr(b) for b in behaviors], seed, target.max_new_tokens, judge]
-    run.append(target.name)
-    for model in (target.model, *(surrogate.model for surrogate in target.surrogates)):
-        if model is not None:
-            weights = model.state_dict().items()
-            run.append([(name, w.shape, w.flatten()[:8].tolist()) for name, w in weights])
+    models = [target.generator, target.attacker, target.evaluator, target.model, target.tokenizer]
+    run += [target.name, list(material), identity([*models, *target.surrogates])]
     return Journal(target.progress / f"{attack.name}-{digest(repr(run))}.jsonl")
 
 

@@ -88,7 +88,7 @@ class AutoDAN:
             raise InputError("attack 'autodan' needs at least one template in material.wrappers")
         for behavior in behaviors:
             known_of(behavior, "target", self.name)
-        journal = journal_of(self, behaviors, target, seed)
+        journal = journal_of(self, behaviors, target, seed, material.wrappers)
         target = recorded_in(journal, target)
         return [
             self._attack(behavior, target, material, seed, journal)

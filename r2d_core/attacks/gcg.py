@@ -21,7 +21,7 @@ On what:
     gcg_transfer                 the same, made on surrogate models and put to the target
 
 Differences from the original and from nanoGCG 0.3.0: candidates are checked in the whole prompt
-and drawn without repetition; a step whose candidates all fail the check changes nothing (nanoGCG
+and drawn without repetition; a step whose candidates all fail the check keeps its suffix (nanoGCG
 stops, HarmBench lets them all through); an early stop returns the very suffix that matched; one
 space stands between prompt and suffix; no probe sampling, buffer or mellowmax, which both leave
 off.
@@ -75,7 +75,10 @@ class GCGStep:
     Attributes:
         ids: its token ids, [S].
         loss: its loss, the mean over the ``active`` prompts.
-        matched: whether greedy decoding gives the aimed tokens on all of them.
+        matched: whether on all of them each aimed token is the likeliest after the response before
+            it. Where the whole response is aimed at, greedy decoding gives it then. `gcg_pivot`'s
+            [SAFE] is the likeliest behind a trace that the model was made to say: whether it says
+            that trace, greedy decoding is not asked.
         active: prompts that the loss was taken of.
         queries: candidates computed in this step, each counted once a prompt.
         seconds, flops: of this step; floating-point operations are counted, not measured.
@@ -117,12 +120,17 @@ class GCGResult:
         return sum(step.queries for step in self.steps)
 
     def metadata(self) -> dict[str, Any]:
-        """What a test case keeps: nothing that differs when the run is repeated."""
+        """What a test case keeps: nothing that differs when the run is repeated.
+
+        So every step's ids, loss and operations, but not its seconds: those are in ``steps``, and
+        in ``target.progress`` where that is given.
+        """
         errors = [error for step in self.steps for error in step.errors]
         if self.stopped:
             errors.append(f"step {len(self.steps)}: {self.stopped}")
         return {
             "losses": [s.loss if math.isfinite(s.loss) else None for s in self.steps],
+            "step_ids": [step.ids for step in self.steps],
             "step_flops": [step.flops for step in self.steps],
             "suffix_ids": self.chosen.ids,
             "matched": self.chosen.matched,
@@ -136,7 +144,8 @@ class GCG:
     """Settings and loop; a subclass says what the loss aims at.
 
     The budget is nanoGCG's (250 steps, 512 candidates of the best 256 tokens, 20 tokens); the paper
-    takes 500 steps. With ``target.progress`` every `GCGStep` is a line ``[behavior ids, step]`` of
+    takes 500 steps. A test case holds every step's ids, loss and operations (`GCGResult.metadata`);
+    with ``target.progress`` every `GCGStep`, its seconds too, is a line ``[behavior ids, step]`` of
     ``gcg_NAME-HASH.jsonl`` there.
 
     Attributes:
@@ -148,7 +157,7 @@ class GCG:
         positions: where changes are tried: drawn at random, or spread evenly over the suffix.
         keep: whether the best candidate is taken only where it is no worse, or always.
         result: the suffix with the lowest loss, or that of the last step.
-        stop_on_match: end when greedy decoding gives the aimed tokens.
+        stop_on_match: end when the aimed tokens are the likeliest (`GCGStep.matched`).
         judge_every: look at the target's answer at every so many steps (0: never) and end where the
             judge scores it at least ``enough`` …
         judge_below: … once the loss is below this.
@@ -303,6 +312,9 @@ class GCG:
         for place in places:
             stands = place.stand([ids for _, ids in tried])
             tried = [each for each, stood in zip(tried, stands, strict=True) if stood]
+        joins = active != last.active
+        if joins and not tried:  # what is kept is still to be held against the one that joins
+            tried = [(0, last.ids)]
         ended = {"ids": last.ids, "loss": last.loss, "matched": last.matched}
         if tried:
             found = neighbour_losses(places[:active], tried)
@@ -313,7 +325,7 @@ class GCG:
             lowest = int(loss_B.argmin())
             loss, matched = float(loss_B[lowest]), bool(found.matched[lowest])
             # The loss of other prompts than before is no measure for this one.
-            lower = loss <= last.loss or active != last.active
+            lower = loss <= last.loss or joins
             if self.keep == "any" or lower or (self.stop_on_match and matched):
                 ended = {"ids": tried[lowest][1], "loss": loss, "matched": matched}
         return {**ended, "active": active, "queries": len(tried) * active, "flops": flops}

@@ -65,7 +65,11 @@ LAYOUTS = 4
 
 @dataclass
 class Losses:
-    """Of each candidate: the loss [B], and whether greedy decoding gives the aimed tokens [B]."""
+    """Of each candidate: the loss [B], and whether it matches [B].
+
+    It matches where each aimed token is the likeliest after the response before it. Where all up to
+    the last aimed token are aimed at, greedy decoding gives them then.
+    """
 
     loss: Tensor
     matched: Tensor
