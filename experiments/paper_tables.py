@@ -52,44 +52,51 @@ def pages(paper: pd.DataFrame, ours: pd.DataFrame) -> dict[str, str]:
     asr = paper[paper["metric"] == "ASR"]
     main, reasoning = asr[asr["table"] == 1], asr[asr["table"] == 2]
     ablation, prompting = asr[asr["table"] == 4], asr[asr["table"] == 5]
+    # Table 5 has no rows of R2D: its models are those of table 1.
+    of_prompting = main["model"].isin(prompting["model"]) & (main["method"] == "R2D")
+    beside_r2d = pd.concat([main[of_prompting], prompting])
+    comparisons = compared(main, reasoning, ablation, beside_r2d)
     chosen = main[main["method"].isin(["Vanilla", "SafetyTunedLlamas", "R2D"])]
-    figure_1 = paper_intervals(
-        chosen,
-        n=N,
-        alt="The paper's attack success rates without defence, with SafetyTunedLlamas and with "
-        "R2D, for six models and three attacks, with 95% intervals. Most intervals of the two "
-        "trained defences overlap.",
-    )
-    figure_4 = paper_intervals(
-        ablation,
-        n=N,
-        alt="The paper's ablation: attack success rates of R2D, R2D without CPO and R2D without "
-        "pivots, for seven models and three attacks, with 95% intervals.",
-    )
-    compared = [
-        gaps(main, "R2D", "SafetyTunedLlamas"),
-        gaps(reasoning, "R2D", "Vanilla"),
-        gaps(reasoning, "R2D", "R2D-p"),
-        gaps(reasoning, "R2D", "R2D-n"),
-        gaps(ablation, "R2D", "w/o CPO"),
-        gaps(ablation, "R2D", "w/o pivot"),
-        *(
-            gaps(pd.concat([main, prompting]), "R2D", other)
-            for other in dict.fromkeys(prompting["method"])
-        ),
-    ]
     return {
-        "paper_figure_1.md": _raw(f'<div class="r2d-figure">{figure_1.markup}</div>'),
-        "paper_figure_4.md": _raw(f'<div class="r2d-figure">{figure_4.markup}</div>'),
+        "paper_figure_1.md": _figure(
+            chosen,
+            "The paper's attack success rates without defence, with SafetyTunedLlamas and with "
+            "R2D, for six models and three attacks, with 95% intervals. Most intervals of the two "
+            "trained defences overlap.",
+        ),
+        "paper_figure_2.md": _figure(
+            reasoning,
+            "The paper's attack success rates of three reasoning models as they are, after R2D, "
+            "with R2D as a prompt and with R2D's thinking left out, under three attacks, with 95% "
+            "intervals. Those of R2D with and without its thinking overlap everywhere.",
+        ),
+        "paper_figure_4.md": _figure(
+            ablation,
+            "The paper's ablation: attack success rates of R2D, R2D without CPO and R2D without "
+            "pivots, for seven models and three attacks, with 95% intervals.",
+        ),
+        "paper_figure_5.md": _figure(
+            beside_r2d,
+            "The paper's attack success rates of three defences by prompt, RPO, Self-Reminder and "
+            "IA, and of R2D, for four models and three attacks, with 95% intervals. Most overlap "
+            "with R2D's.",
+        ),
         "paper_table_1.md": _asr_tables(main),
         "paper_table_2.md": _asr_tables(reasoning),
+        "paper_words.md": _words_table(paper[paper["metric"] == "words"]),
         "paper_table_3.md": _accuracy_table(paper[paper["table"] == 3]),
         "paper_table_4.md": _asr_tables(ablation),
         "paper_table_5.md": _asr_tables(prompting),
-        "paper_noise.md": _counted(compared),
-        "paper_gaps.md": _gap_tables(compared),
+        "paper_noise.md": _counted(comparisons),
+        "paper_defences.md": _defences([each for each in comparisons if each.table == "1"]),
+        "paper_gaps.md": _gap_tables(comparisons),
         "paper_beside_ours.md": _beside(pd.concat([main, ablation]), ours),
     }
+
+
+def _figure(rows: pd.DataFrame, alt: str) -> str:
+    figure = paper_intervals(rows, n=N, alt=alt)
+    return _raw(f'<div class="r2d-figure">{figure.markup}</div>')
 
 
 def _asr_tables(rows: pd.DataFrame) -> str:
@@ -110,6 +117,16 @@ def _rate_cell(value: float | None) -> str:
         return "<td>–</td>"
     rate = Rate(round(value * N / 100), N)
     return f"<td>{value:.0f} <small>{_interval(rate)}, n={rate.n}</small></td>"
+
+
+def _words_table(rows: pd.DataFrame) -> str:
+    cells = {(row.model, row.method): float(str(row.value)) for row in rows.itertuples()}
+    methods = list(dict.fromkeys(rows["method"]))
+    body = [
+        [_th(model), *(f"<td>{cells[model, method]:.0f}</td>" for method in methods)]
+        for model in dict.fromkeys(rows["model"])
+    ]
+    return _table("Length in words, as the paper gives it", ["model", *methods], body)
 
 
 def _accuracy_table(rows: pd.DataFrame) -> str:
@@ -177,23 +194,97 @@ def gaps(rows: pd.DataFrame, method: str, other: str) -> list[Gap]:
     ]  # fmt: skip
 
 
-def _counted(compared: list[list[Gap]]) -> str:
+@dataclass(frozen=True)
+class Comparison:
+    """R2D and another method in all cells of the paper's ``table`` that have both."""
+
+    table: str
+    gaps: list[Gap]
+
+    @property
+    def title(self) -> str:
+        return f"{self.gaps[0].method} against {self.gaps[0].other}"
+
+    @property
+    def clear(self) -> list[Gap]:
+        """The cells where the two differ by more than chance, each taken alone."""
+        return [gap for gap in self.gaps if gap.p < 0.05]
+
+    @property
+    def holding(self) -> list[Gap]:
+        """Those that are left after Holm's correction over the cells of the comparison."""
+        return [gap for gap in self.gaps if gap.corrected < 0.05]
+
+
+def compared(
+    main: pd.DataFrame, reasoning: pd.DataFrame, ablation: pd.DataFrame, beside_r2d: pd.DataFrame
+) -> list[Comparison]:
+    """R2D against every other method of tables 1, 2, 4 and 5, whose attack success rates these are.
+
+    ``beside_r2d``: table 5 with the rows of R2D from table 1.
+    """
+    return [
+        Comparison(table, gaps(rows, "R2D", other))
+        for table, rows in (
+            ("1", main), ("2", reasoning), ("4", ablation), ("5, R2D of 1", beside_r2d)
+        )
+        for other in dict.fromkeys(rows["method"])
+        if other != "R2D"
+    ]  # fmt: skip
+
+
+def _counted(comparisons: list[Comparison]) -> str:
     """For each comparison: in how many cells the two differ by more than chance."""
-    heads = ["comparison", "table cells", "first is lower", "first is higher",
+    heads = ["comparison", "table", "cells", "first is lower", "first is higher",
              "by more than chance (p < 0.05)", "also after Holm's correction"]  # fmt: skip
     body = []
-    for some in compared:
-        clear = [gap for gap in some if gap.p < 0.05]
-        holds = [gap for gap in some if gap.corrected < 0.05]
-        counts = [
-            len(some),
-            sum(gap.percent < gap.other_percent for gap in some),
-            sum(gap.percent > gap.other_percent for gap in some),
+    for each in comparisons:
+        cells = [
+            html.escape(each.table),
+            str(len(each.gaps)),
+            str(sum(gap.percent < gap.other_percent for gap in each.gaps)),
+            str(sum(gap.percent > gap.other_percent for gap in each.gaps)),
+            _lower_higher(each.clear),
+            _lower_higher(each.holding),
         ]
-        cells = [f"<td>{count}</td>" for count in counts]
-        cells += [f"<td>{_lower_higher(some)}</td>" for some in (clear, holds)]
-        body.append([_th(f"{some[0].method} against {some[0].other}"), *cells])
+        body.append([_th(each.title), *(f"<td>{cell}</td>" for cell in cells)])
     return _table("Attack success rates compared, two-sided Fisher tests", heads, body)
+
+
+def _defences(comparisons: list[Comparison]) -> str:
+    """For each defence and attack: its rate over the models, and where its gap to R2D holds."""
+    tasks = list(dict.fromkeys(gap.attack for gap in comparisons[0].gaps))
+
+    def rate(percents: list[float]) -> str:
+        return _pooled(Rate(round(sum(percents) * N / 100), N * len(percents)))
+
+    own = [
+        rate([gap.percent for gap in comparisons[0].gaps if gap.attack == task]) for task in tasks
+    ]
+    body = [[_th("R2D"), *(f"<td>{cell}</td>" for cell in own), "<td>–</td>"]]
+    for each in comparisons:
+        line = [_th(each.gaps[0].other)]
+        for task in tasks:
+            of_task = [gap for gap in each.gaps if gap.attack == task]
+            holds = [gap for gap in each.holding if gap.attack == task]
+            line.append(
+                f"<td>{rate([gap.other_percent for gap in of_task])} "
+                f"{_holding(holds, len(of_task))}</td>"
+            )
+        line.append(f"<td>{_holding(each.holding, len(each.gaps))}</td>")
+        body.append(line)
+    return _table(
+        "Attack success rate, %, over the models [95% interval], and in how many models the gap "
+        "to R2D holds after Holm's correction",
+        ["defence", *tasks, "all three"],
+        body,
+    )
+
+
+def _holding(some: list[Gap], of: int) -> str:
+    lower = sum(gap.percent < gap.other_percent for gap in some)
+    higher = f", higher in {len(some) - lower}" if len(some) > lower else ""
+    return f"R2D lower in {lower} of {of}{higher}"
 
 
 def _lower_higher(some: list[Gap]) -> str:
@@ -201,11 +292,11 @@ def _lower_higher(some: list[Gap]) -> str:
     return f"{lower} lower, {len(some) - lower} higher" if some else "0"
 
 
-def _gap_tables(compared: list[list[Gap]]) -> str:
+def _gap_tables(comparisons: list[Comparison]) -> str:
     heads = ["model", "attack", "%", "other, %", "p", "p, corrected", "prompts needed",
              "if paired, at least"]  # fmt: skip
     parts = []
-    for some in compared:
+    for each in comparisons:
         body = [
             [
                 _th(gap.model),
@@ -218,9 +309,9 @@ def _gap_tables(compared: list[list[Gap]]) -> str:
                 f"<td>{'no gap' if gap.needed is None else gap.needed}</td>",
                 f"<td>{'no gap' if gap.paired is None else gap.paired}</td>",
             ]
-            for gap in some
+            for gap in each.gaps
         ]
-        parts.append(_table(f"{some[0].method} against {some[0].other}", heads, body))
+        parts.append(_table(f"{each.title} (table {each.table})", heads, body))
     return "\n\n".join(parts)
 
 

@@ -113,21 +113,17 @@ def _reach(model: str, generator: str, judge: str, settings: Mapping[str, Any]) 
                 settings["cache"] = Path(settings["cache"])
             server = OpenAIServerGenerator(model, **settings)
             return Reached(server, f"{generator}:{named}", None, tokenizer)
+        where = {name: settings[name] for name in FROM_WHERE if name in settings}
         if generator == "vllm":
-            if trained:
-                raise InputError(
-                    f"judge {judge!r}: not with generator 'vllm'; serve its model with `vllm "
-                    "serve` and take 'openai_server' with dialect 'vllm', or 'transformers'"
-                )
-            engine = VllmGenerator(model, **settings)
-            return Reached(engine, named, None, engine.tokenizer)
+            tokenizer = load_tokenizer(model, judge, **where)
+            engine = VllmGenerator(model, tokenizer=tokenizer, **settings)
+            return Reached(engine, named, None, tokenizer)
         own = {"batch_tokens": settings.pop("batch_tokens")} if "batch_tokens" in settings else {}
         loaded: Any = _loaded(
             model, AutoModelForCausalLM.from_pretrained, **{"dtype": "auto", **settings}
         )
         if torch.cuda.is_available() and "device_map" not in settings:
             loaded = loaded.to("cuda")
-        where = {name: settings[name] for name in FROM_WHERE if name in settings}
         tokenizer = load_tokenizer(model, judge, **where)
         made = TransformersGenerator(loaded, tokenizer, **own)
         commit = getattr(loaded.config, "_commit_hash", None)  # which one the hub's name was

@@ -426,5 +426,6 @@ def _with_one_bos(tokenizer: PreTrainedTokenizerBase, rows: list[list[int]]) -> 
     for ids in rows:
         while ids[:2] == [bos, bos]:
             ids = ids[1:]
-        of_each.append([bos, *ids] if puts_one and ids[:1] != [bos] else ids)
+        # The second: Llama Guard 3's template writes a space before its BOS. A message has none.
+        of_each.append([bos, *ids] if puts_one and bos not in ids[:2] else ids)
     return of_each

@@ -36,7 +36,8 @@ const luminance = colour => {
         .map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
     return 0.2126 * r + 0.7152 * g + 0.0722 * b;
 };
-const drawn = [...document.querySelectorAll('.r2d-figure svg text[fill=currentColor]')];
+const drawn = [...document.querySelectorAll('.r2d-figure svg text')].filter(text =>
+    [text.getAttribute('fill'), text.style.fill].some(fill => /^currentcolor$/i.test(fill)));
 const found = {};
 for (const theme of ['light', 'dark']) {
     document.documentElement.dataset.theme = theme;
@@ -85,7 +86,9 @@ def visit_every_page(html: Path, home: Path) -> dict[str, str]:
                 source = f"{address}/_sources/{page.removesuffix('.html')}.ipynb"
                 offered = "return [...document.links].map(a => a.href)"
                 assert source in driver.execute_script(offered), (page, source)
+            figure = driver.execute_script("return document.querySelector('.r2d-figure svg')")
             for theme, contrasts in driver.execute_script(CONTRASTS).items():
+                assert contrasts or not figure, page
                 assert all(contrast >= 4.5 for contrast in contrasts), (page, theme, contrasts)
             severe = [
                 each

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -17,7 +18,7 @@ from tiny_models import tiny_model, tiny_tokenizer
 
 from r2d_core import evaluation
 from r2d_core import reach as reach_module
-from r2d_core.attacks import make_attack
+from r2d_core.attacks import ATTACKS, make_attack
 from r2d_core.attacks.journal import Journal, RecordedGenerator
 from r2d_core.defenses import REFUSAL
 from r2d_core.errors import InputError
@@ -26,6 +27,7 @@ from r2d_core.evaluation import (
     attack_all,
     costs_once,
     judge_once,
+    spending,
     summary,
     utility_once,
     write_suite_files,
@@ -34,6 +36,7 @@ from r2d_core.evaluation_inputs import (
     any_behaviors,
     check_judgeable,
     first_of_each_kind,
+    read_judged,
     read_material,
     with_forgeries,
     with_own_traces,
@@ -52,14 +55,18 @@ from r2d_core.metrics import Rate, rates_as_columns
 from r2d_core.reach import Reached, defend, make_judges, reach, reach_described, without_template
 from r2d_core.records import (
     Behavior,
+    Completion,
     TestCase,
     Verdict,
+    make_artifact,
     read_artifact,
     read_completions,
     read_test_cases,
     read_verdicts,
+    write_harmbench,
     write_jsonl,
 )
+from r2d_core.sampling_error import clustered_mean
 from r2d_core.utility import Score
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -194,6 +201,50 @@ def test_another_attacker_judge_or_material_makes_other_test_cases(tmp_path: Pat
     (tmp_path / "test_cases" / "zero_shot.jsonl").unlink()
     attack(other, "other")
     assert len(other.asked) == len(first.asked) > 0
+
+
+def test_another_content_of_an_attacks_file_makes_other_test_cases(tmp_path: Path) -> None:
+    """Templates and transfer: their settings name a file, and what is in it decides."""
+    out, reached = tmp_path / "out", Reached(Echo(), "m")
+
+    def attack(name: str, file: Path) -> list[TestCase]:
+        chosen = attacks(**{name: {"file": str(file)}})
+        return attack_all(BEHAVIORS, chosen, reached, STRINGS, out, max_new_tokens=3)
+
+    templates = tmp_path / "templates.txt"
+    templates.write_text("so . {request}")
+    made = attack("templates", templates)
+    assert attack("templates", templates) == made and made[0].prompt.startswith("so .")
+    templates.write_text("now . {request}")
+    says = (
+        r"templates\.jsonl was made with another file_content; .* delete templates\.jsonl to have"
+    )
+    with pytest.raises(InputError, match=says):
+        attack("templates", templates)
+    (out / "test_cases" / "templates.jsonl").unlink()
+    assert attack("templates", templates)[0].prompt.startswith("now .")
+
+    folder = tmp_path / "test_cases_individual_behaviors"  # HarmBench's, before it is merged
+    for behavior in BEHAVIORS:
+        (folder / behavior.id).mkdir(parents=True)
+        file = folder / behavior.id / "test_cases.json"
+        file.write_text(json.dumps({behavior.id: [f"so {behavior.prompt}"]}))
+    made = attack("transfer", folder)
+    assert attack("transfer", folder) == made
+    file.write_text(json.dumps({BEHAVIORS[-1].id: ["another prompt"]}))
+    with pytest.raises(InputError, match=r"transfer\.jsonl was made with another file_content"):
+        attack("transfer", folder)
+    none = attacks(transfer={"file": str(tmp_path / "none")})  # not opened: nothing is harmful
+    (first, _) = attack_all(BENIGN, none, reached, STRINGS, tmp_path / "new", max_new_tokens=3)
+    assert first.attack == "benign"
+
+
+def test_attacks_of_a_file_say_what_is_in_it() -> None:
+    """`attack_all` compares it: the name of a file says nothing of its content."""
+    fields = {name: {each.name for each in dataclasses.fields(ATTACKS[name])} for name in ATTACKS}
+    of_file = [name for name in ATTACKS if any("file" in field for field in fields[name])]
+    assert of_file == ["templates", "transfer"]
+    assert all(hasattr(ATTACKS[name], "content") for name in of_file)
 
 
 def test_another_model_is_asked_itself_after_its_files_are_deleted(tmp_path: Path) -> None:
@@ -349,6 +400,100 @@ def test_costs_are_measured_once(tmp_path: Path) -> None:
     assert harmful.kind == "harmful"  # nothing benign was answered
 
 
+def test_costs_have_intervals(tmp_path: Path) -> None:
+    behaviors = [Behavior(f"b{i}", "so " * (i + 1)) for i in range(4)]
+    behaviors.append(Behavior("n", "hello ?", "benign"))
+    reached = Reached(Echo(), "m")
+    harmful, alone = costs_once(behaviors, reached, tmp_path, max_new_tokens=9)
+    said = harmful.mean("answer_words")
+    assert said == clustered_mean([1, 2, 3, 4], range(4))
+    assert said.low < said.estimate == 2.5 < said.high and said.n == 4
+    assert str(alone.mean("answer_words")) == "2.0 (n = 1)"  # of one answer there is none
+    again = costs_once(behaviors, reached, tmp_path, max_new_tokens=9)
+    assert again[0] == harmful and math.isnan(again[1].answer_words_low)
+
+
+def test_spending_has_intervals_of_what_is_known() -> None:
+    def made(of: str, tokens: int, attack: str = "pair", **metadata: Any) -> Completion:
+        return Completion(of, attack, "p", "t", response_tokens=tokens, metadata=metadata)
+
+    pair = [made("a", 10, queries=3), made("a", 20, queries=5), made("b", 30, queries=40)]
+    table = spending(
+        [
+            *pair,
+            made("c", 0, queries=7, error="gone"),
+            made("d", 0, queries=1, missing=True),
+            replace(made("a", 4, "transfer", queries=None, left_out=2), finish="length"),
+            made("a", 0, "harmbench"),  # such a file says neither
+            made("b", 0, "harmbench", queries="many", left_out=[]),
+        ]
+    ).set_index("attack")
+    first = table.loc["pair"]
+    assert first["tokens"] == str(clustered_mean([10, 20, 30], ["a", "a", "b"]))
+    assert first["queries"] == str(clustered_mean([3, 5, 40, 7], ["a", "a", "b", "c"]))
+    assert re.fullmatch(r"20\.0 \[.*, .*\] \(n = 2\)", first["tokens"])
+    assert list(first[["completions", "no answer", "no prompt", "left out"]]) == [5, 1, 1, 0]
+    other = table.loc["transfer"]
+    assert (other["tokens"], other["queries"]) == ("4.0 (n = 1)", "not known")
+    assert (other["cut off"], other["left out"]) == (1, 2)
+    assert list(table.loc["harmbench"][["tokens", "queries"]]) == ["not known"] * 2
+
+
+def test_what_a_transfer_left_out_is_counted(tmp_path: Path) -> None:
+    file = tmp_path / "test_cases.json"  # HarmBench's, several of a behavior
+    file.write_text(json.dumps({"b0": ["one", "two", "three"], "b1": ["four"]}))
+    reached, chosen = Reached(Echo(), "m"), attacks(transfer={"file": str(file)})
+    cases = attack_all(BEHAVIORS, chosen, reached, STRINGS, tmp_path, max_new_tokens=3)
+    assert [(case.prompt, case.metadata["left_out"]) for case in cases] == [("one", 2), ("four", 0)]
+    made = answer_all(cases, reached, tmp_path, max_new_tokens=3)
+    assert list(spending(made)["left out"]) == [2]
+
+
+def test_counting_begins_from_anybodys_verdicts(tmp_path: Path) -> None:
+    """Our folder, HarmBench's results, an artifact: each to the rate that it holds."""
+    behaviors = [Behavior(f"jbb-{i}", f"goal {i}") for i in range(4)]
+    made = [Completion(b.id, "pair", "p", "t") for b in behaviors[:3]]
+    labels = ["harmful", "not_harmful", "harmful"]
+    said = [
+        Verdict(c.behavior_id, "pair", "exact", label, "", "")
+        for c, label in zip(made, labels, strict=True)
+    ]
+
+    def rate(path: Path) -> tuple[str, Rate]:
+        judged = read_judged(path)
+        (row,) = summary(behaviors, judged)[0].to_dict("records")
+        assert [*judged] == [row["judge"]]
+        return row["judge"], row["success"]
+
+    ours = tmp_path / "verdicts" / "exact.jsonl"
+    write_jsonl(ours, said)
+    ours.with_suffix(".settings.json").write_text("{}")
+    assert rate(ours.parent) == rate(ours) == ("exact", Rate(2, 4))
+    results = tmp_path / "PAIR" / "r2d" / "results" / "m.json"
+    write_harmbench(results, made, said)
+    assert rate(results) == rate(results.parent) == ("harmbench", Rate(2, 4))
+    artifact = tmp_path / "artifact.json"
+    make_artifact(behaviors, made, said, {"method": "PAIR"}).write(artifact)
+    assert rate(artifact) == ("jailbreakbench", Rate(2, 4))
+
+    write_harmbench(results.with_name("other.json"), made, said)
+    with pytest.raises(InputError, match=r"'harmbench' on attack 'PAIR' are in m\.json already"):
+        read_judged(results.parent)
+    (tmp_path / "empty").mkdir()
+    empty = tmp_path / "empty.jsonl"
+    empty.touch()
+    for path in (tmp_path / "empty", empty):
+        with pytest.raises(InputError, match="empty.*: holds no verdict; give a file or a folder"):
+            read_judged(path)
+    with pytest.raises(InputError, match="no such file"):
+        read_judged(tmp_path / "none")
+    write_harmbench(results, made)
+    with pytest.raises(InputError, match="completions have none: judge them first"):
+        read_judged(results)
+    with pytest.raises(InputError, match="0 completions and 3 verdicts; leave export empty"):
+        write_suite_files("harmbench", tmp_path, "m", behaviors, [], said)
+
+
 def test_utility_is_measured_once(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -466,7 +611,6 @@ def test_judges_and_their_models(checkpoint: Path, tmp_path: Path) -> None:
         ({"xstest": {}}, "judge 'xstest' asks a model: give model"),
         ({"xstest": {"model": str(tmp_path / "none")}}, "cannot be loaded"),
         ({"llama_guard_3": {"model": "m", **server}}, "would wrap its published prompt once more"),
-        ({"harmbench": {"model": "m", "generator": "vllm"}}, "not with generator 'vllm'"),
     ]
     for given, says in wrong:
         with pytest.raises(InputError, match=says):
@@ -703,3 +847,11 @@ def test_the_notebook_on_a_model_of_ones_own(checkpoint: Path, tmp_path: Path) -
     )  # fmt: skip
     assert {path.stem for path in out.glob("verdicts/*.jsonl")} == {"gcg_strings", "xstest_strings"}
     assert "xstest_strings,benign,whole,1" in (out / "refusals.csv").read_text()
+    # Their verdicts alone: neither the model nor the answers.
+    counted = evaluate(
+        tmp_path, behaviors=[str(table), str(benign)], verdicts=str(out / "verdicts"),
+        output_dir=str(tmp_path / "counted"),
+    )  # fmt: skip
+    assert {path.name for path in counted.iterdir()} == {"success.csv", "refusals.csv"}
+    for name in ("success.csv", "refusals.csv"):
+        assert (counted / name).read_bytes() == (out / name).read_bytes()

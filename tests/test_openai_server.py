@@ -18,12 +18,14 @@ from typing import Any
 
 import pytest
 import uvicorn
+from attack_world import BEHAVIORS, MATERIAL, ScoreByLength
 from fastapi import FastAPI
 from fastapi import Request as Asked
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from tiny_models import tiny_model, tiny_tokenizer
 from transformers.cli.serve import Serve
 
+from r2d_core.attacks import Target, make_attack
 from r2d_core.defenses import SelfReminder
 from r2d_core.errors import InputError
 from r2d_core.generation import (
@@ -32,6 +34,7 @@ from r2d_core.generation import (
     Request,
     TransformersGenerator,
     answer_each,
+    complete,
 )
 from r2d_core.generation.openai_server import ServerError
 from r2d_core.judges import JUDGES, judge_all
@@ -120,6 +123,36 @@ def test_a_judge_asks_a_real_server_what_it_would_ask_the_model(real: Any, tmp_p
     assert [v.reasoning for v in served] == ["absent", "refused"]
     kept = tmp_path / "0" / "jailbreakbench_refusal.jsonl"
     assert len(kept.read_text().splitlines()) == 4  # two wholes, a reasoning and its answer
+
+
+@pytest.mark.parametrize("name", ["refinement", "best_of_n"])
+def test_an_attack_asks_a_real_server(name: str, real: Any) -> None:
+    """Greedy, and drawn by the request's seed; a completion is the answer that was found."""
+    url, model, *_ = real
+    # This server seeds its whole process by each request: one at a time.
+    generator = GENERATORS["openai_server"](model, url, concurrency=1)
+    judge = RecordedScores()
+    target = Target(generator, judge, max_new_tokens=4)
+    settings = {"refinement": {"queries": 2}, "best_of_n": {"n": 2}}[name]
+    cases = make_attack(name, **settings).run(BEHAVIORS, target, MATERIAL, seed=0)
+    assert [(case.behavior_id, case.attack) for case in cases] == [("b0", name), ("b1", name)]
+    assert all("errors" not in case.metadata for case in cases)
+    assert sum(case.queries for case in cases) == len(judge.texts) == 4
+    completions = complete(generator, cases, 4)
+    for made in completions:
+        assert made.text in judge.texts
+        assert made.prompt_tokens > 0 and 1 <= made.response_tokens <= 4
+
+
+class RecordedScores(ScoreByLength):
+    """Remembers the answers that it scored."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def score(self, text: str, behavior: Behavior) -> float:
+        self.texts.append(text)
+        return super().score(text, behavior)
 
 
 def by_length(raw: str) -> Reading:

@@ -114,6 +114,33 @@ def test_a_killed_experiment_ends_with_the_same_tables(unbroken, tmp_path):
     assert tables(broken) == tables(unbroken)
 
 
+@pytest.mark.parametrize(
+    ("job", "made"),
+    [
+        ("03_cpo_training-base0-r2d", "seed0/model/model.safetensors"),
+        ("04_attack_evaluation-base0-r2d", "table.csv"),
+    ],
+)
+def test_a_notebook_by_plain_papermill_gives_what_the_grid_gave(unbroken, tmp_path, job, made):
+    """By an ordinary kernel, where the grid's are forks of a process with the libraries."""
+    executed = unbroken / "results" / "smoke" / "notebooks" / f"{job}.ipynb"
+    parameters = json.loads(executed.read_text())["metadata"]["papermill"]["parameters"]
+    given = unbroken / parameters["output_dir"]
+    parameters["output_dir"] = str(tmp_path / "alone")
+    (tmp_path / "parameters.yaml").write_text(yaml.safe_dump(parameters))
+    notebook = f"notebooks/{job.partition('-')[0]}.ipynb"
+    papermill = [sys.executable, "-m", "papermill", notebook, str(tmp_path / "out.ipynb")]
+    done = subprocess.run(
+        [*papermill, "-f", str(tmp_path / "parameters.yaml"), "-k", "python3"],
+        cwd=unbroken,
+        # As the grid ran it: another number of threads may round differently.
+        env={**environment(unbroken), "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=900,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-5000:]
+    assert (tmp_path / "alone" / made).read_bytes() == (given / made).read_bytes()
+
+
 SEEN = "<script>window.hacked = 1</script>"  # as a reader is to see it
 
 

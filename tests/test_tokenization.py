@@ -67,6 +67,18 @@ def test_a_bos_that_is_written_twice_is_kept_once() -> None:
     assert encode_prompt(tokenizer, PROMPT) == encode_prompt(TOKENIZERS["llama"], PROMPT)
 
 
+def test_a_bos_behind_a_space_is_the_templates_own() -> None:
+    """As Llama Guard 3's template has it, whose ids are those of the published example."""
+    tokenizer = with_pivots("llama")
+    plain = str(tokenizer.chat_template)
+    tokenizer.chat_template = "{{- ' ' + bos_token }}" + plain
+    chat = [{"role": "user", "content": PROMPT}]
+    rendered = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    published = tokenizer(rendered, add_special_tokens=False)["input_ids"]
+    assert encode_prompt(tokenizer, PROMPT) == published
+    assert published.count(tokenizer.bos_token_id) == 1 and published[1] == tokenizer.bos_token_id
+
+
 def test_a_bos_token_that_neither_template_nor_tokenizer_uses_stays_out() -> None:
     tokenizer = with_pivots("qwen2")
     tokenizer.bos_token = "<|endoftext|>"

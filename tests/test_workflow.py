@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -216,6 +217,58 @@ def test_slurm_profile(workplace):
     dry = run(workplace, "--workflow-profile", "experiments/slurm", "--dry-run")
     assert dry.returncode == 0, dry.stderr
     assert re.search(r"^total +18$", dry.stdout, re.M)
+    # It is the profile that says so: without its executor, or with a resource that is none, not.
+    profile = workplace / "experiments" / "slurm" / "config.yaml"
+    for given, wrong, said in (
+        ("executor: slurm", "executor: slurn", "slurn"),
+        ("mem_mb: 4000", "mem_mb: [4000]", ""),
+    ):
+        content = profile.read_text()
+        assert given in content
+        profile.write_text(content.replace(given, wrong))
+        refused = run(workplace, "--workflow-profile", "experiments/slurm", "--dry-run")
+        assert refused.returncode != 0 and said in refused.stderr, given
+        profile.write_text(content)
+
+
+@pytest.mark.parametrize(
+    ("flags", "kept", "elsewhere"),
+    [
+        (["--dry-run"], True, False),
+        (["-np"], True, False),
+        (["--cores=1"], False, False),
+        (["--keep-incomplete"], False, False),
+        (["-eslurm"], False, True),
+        (["--profile", "experiments/slurm"], False, True),
+        (["--workflow-profile=experiments/slurm"], False, True),
+    ],
+)
+def test_what_the_arguments_for_snakemake_ask_of_us(monkeypatch, tmp_path, flags, kept, elsewhere):
+    """Nothing is moved in a dry run; kernels are kept warm for this machine only."""
+    did = []
+    monkeypatch.setattr(run_experiment, "_lock", lambda path: os.dup(0))
+    monkeypatch.setattr(run_experiment, "ROOT", tmp_path)
+    monkeypatch.setattr(run_experiment, "set_aside", lambda *_: did.append("set aside"))
+    monkeypatch.setattr(run_experiment.warm_kernels, "possible", lambda: True)
+
+    @contextmanager
+    def started():
+        did.append("warm")
+        yield {}, []
+
+    monkeypatch.setattr(run_experiment.warm_kernels, "started", started)
+
+    class Snakemake:
+        def __init__(self, command, **_):
+            assert ("--cores" in command) == (not elsewhere and flags != ["--cores=1"])
+
+        def wait(self):
+            return 0
+
+    monkeypatch.setattr(run_experiment.subprocess, "Popen", Snakemake)
+    assert run_experiment.main([str(ROOT / "experiments" / "smoke.yaml"), *flags]) == 0
+    assert ("set aside" in did) != kept
+    assert ("warm" in did) == (not kept and not elsewhere)
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)

@@ -24,13 +24,15 @@ class VllmGenerator:
 
     Args:
         model: folder (or hub name) of a model and its tokenizer.
+        tokenizer: what makes ids of the messages, where it is not the model's own as it was saved:
+            one with another chat template, such as a judge's (`install_judge_template`).
         engine: further arguments of `vllm.LLM`: dtype, max_model_len, tensor_parallel_size, ….
 
     Raises InputError when vLLM is not installed, the folder holds no model, or the tokenizer has no
     chat template or nothing that ends a turn.
     """
 
-    def __init__(self, model: str | os.PathLike[str], **engine: Any) -> None:
+    def __init__(self, model: str | os.PathLike[str], tokenizer: Any = None, **engine: Any) -> None:
         try:
             from vllm import LLM, SamplingParams
         except ImportError as error:
@@ -45,7 +47,7 @@ class VllmGenerator:
             )
         from transformers import AutoTokenizer, GenerationConfig
 
-        self.tokenizer = AutoTokenizer.from_pretrained(model)
+        self.tokenizer = AutoTokenizer.from_pretrained(model) if tokenizer is None else tokenizer
         try:
             stated = GenerationConfig.from_pretrained(model).eos_token_id
         except OSError:  # there is no generation_config.json

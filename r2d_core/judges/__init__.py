@@ -8,6 +8,13 @@ model judges a Generator and the name of its model::
     verdicts = judge_all(judge, behaviors, completions)
 
 How far a judge is to be trusted says `r2d_core.judges.agreement`.
+
+Libraries have most of these judges, each for the whole response as one text. judgezoo (0.1.9) asks
+transformers, OpenAI or Anthropic and no other generator, leaves the prompt's own marks in the text
+under judgement whole, and its StrongREJECT rubric drops an unreadable answer from the list of
+scores; strong_reject asks another model instead. JailbreakBench's package (1.0.0) asks at Together
+only, and its judge of jailbreaks calls safe whatever does not say "unsafe"; HarmBench's code counts
+its third label, -1, as a failed attack. Here what cannot be read is `UNPARSABLE`, and is counted.
 """
 
 from __future__ import annotations
