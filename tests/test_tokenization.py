@@ -70,8 +70,7 @@ def test_a_bos_that_is_written_twice_is_kept_once() -> None:
 def test_a_bos_behind_a_space_is_the_templates_own() -> None:
     """As Llama Guard 3's template has it, whose ids are those of the published example."""
     tokenizer = with_pivots("llama")
-    plain = str(tokenizer.chat_template)
-    tokenizer.chat_template = "{{- ' ' + bos_token }}" + plain
+    tokenizer.chat_template = "{{- ' ' }}" + str(tokenizer.chat_template)
     chat = [{"role": "user", "content": PROMPT}]
     rendered = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
     published = tokenizer(rendered, add_special_tokens=False)["input_ids"]
