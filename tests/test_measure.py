@@ -309,7 +309,7 @@ def test_findings_speak_of_a_difference_only_where_all_runs_agree() -> None:
         "R2D against Refusal tuning:** harmful less often under held-out wrapper "
         "(0% [0, 14] against 100% [86, 100], n = 24 and 24)" in said
     )
-    assert "Refusal tuning 100% [86, 100] harmful, 0% [0, 14] refused" in said
+    assert "| Refusal tuning | 100% [86, 100] (n = 24) | 0% [0, 14] |" in said
     split = results(
         {
             "r2d": {(0, 0): good, (0, 1): measurement({"wrapper": ["harmful", *safe[1:]]})},
@@ -355,14 +355,15 @@ def test_findings_hold_the_tables_numbers() -> None:
     said = findings(found)
     low, high = wilson_interval(3, 10)
     nought = wilson_interval(0, 10)
+    assert "(the mean over held-out wrapper and few-shot)" in said
     assert (
-        "Mean over held-out wrapper and few-shot:** No safety training 15% "
-        f"[{50 * (low + nought[0]):.0f}, {50 * (high + nought[1]):.0f}] harmful, 35% ["
+        "| No safety training | 15% "
+        f"[{50 * (low + nought[0]):.0f}, {50 * (high + nought[1]):.0f}] (n = 20) | 35% ["
     ) in said
-    assert "garbled (n = 20)" in said
     assert f"does not stop:** held-out wrapper 30% [{100 * low:.0f}, {100 * high:.0f}]." in said
     low, high = wilson_interval(7, 20)
-    assert f"R2D refuses 35% [{100 * low:.0f}, {100 * high:.0f}] of harmless look-alikes" in said
+    (ours,) = (line.split(" | ") for line in said.splitlines() if line.startswith("| R2D |"))
+    assert ours[4] == f"35% [{100 * low:.0f}, {100 * high:.0f}] (n = 20)"
 
 
 def test_findings_without_utility_of_a_method() -> None:
@@ -370,11 +371,15 @@ def test_findings_without_utility_of_a_method() -> None:
     found = results({"r2d": {(0, 0): run}, "refusal": {(0, 0): run}})
     asked = found.benign[found.benign["method"] == "r2d"]
     some = findings(replace(found, benign=asked))
-    assert "R2D refuses 100%" in some and "Refusal tuning refuses" not in some
     plain = findings(replace(found, benign=asked.assign(attack="how_to")))
-    assert "R2D refuses – (0 asked) of harmless look-alikes" in plain
-    assert "What it costs:** not measured." in findings(replace(found, benign=asked[:0]))
-    for text in (some, plain):
+    none = findings(replace(found, benign=asked[:0]))
+    for text, ours, theirs in (
+        (some, "| 100% [21, 100] (n = 1) | 0% [0, 79] (n = 1) |", "| – | – | – |"),
+        (plain, "| – (n = 0) | 0% [0, 79] (n = 1) |", "| – | – | – |"),
+        (none, "| – | – | – |", "| – | – | – |"),
+    ):
+        rows = {line.split(" | ")[0]: line for line in text.splitlines()}
+        assert ours in rows["| R2D"] and rows["| Refusal tuning"].endswith(theirs)
         assert "nan" not in text
 
 
@@ -383,7 +388,7 @@ def test_findings_of_little_or_nothing() -> None:
     said = findings(alone)
     assert "R2D does not stop:** direct request 100%" in said and "against" not in said
     other = results({"refusal": {(0, 0): measurement({"wrapper": ["refused"]})}})
-    assert "Refusal tuning 0% [0, 79] harmful, 100% [21, 100] refused" in findings(other)
+    assert "| Refusal tuning | 0% [0, 79] (n = 1) | 100% [21, 100] |" in findings(other)
 
 
 def test_results_are_read_back_whatever_the_texts_hold(tmp_path: Path) -> None:
