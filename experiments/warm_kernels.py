@@ -2,7 +2,7 @@
 
 A notebook of ours spends 8 seconds of a core on importing torch, transformers, peft and pandas
 before its first line does anything, and a grid has dozens of notebooks. So ``run_experiment.py``
-starts one process that imports them once::
+starts one process that imports them once, when the first kernel is asked for::
 
     python warm_kernels.py serve LISTENER LIFELINE
 
@@ -110,9 +110,12 @@ def started() -> Iterator[tuple[dict[str, str], list[int]]]:
 
 
 def serve(listener: socket.socket, lifeline: int) -> None:
-    """Import the libraries, then fork a kernel for each that asks, until the lifeline is cut."""
+    """Fork a kernel for each that asks, until the lifeline is cut; for the first, import it all."""
     # Ctrl-C goes to every process of the terminal; the run decides, and cuts the lifeline.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # A run in which nothing is left to do imports nothing.
+    if lifeline in select.select([listener.fileno(), lifeline], [], [])[0]:
+        _end(listener)
     for library in LIBRARIES:
         importlib.import_module(library)
         if select.select([lifeline], [], [], 0)[0]:

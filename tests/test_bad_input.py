@@ -18,6 +18,12 @@ from r2d_core.toy.measure import load
 ROOT = Path(__file__).resolve().parents[1]
 
 
+@pytest.fixture(autouse=True)
+def kernels_at_once(warm: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in warm.items():
+        monkeypatch.setenv(name, value)
+
+
 def run_notebook(name: str, out: Path, *values: str) -> subprocess.CompletedProcess[str]:
     parameters = [word for value in values for word in ("-y", value)]
     return subprocess.run(

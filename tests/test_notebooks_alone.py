@@ -7,18 +7,13 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from r2d_core.parameters import declared_parameters
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "experiments"))
-import warm_kernels  # noqa: E402
-
-from r2d_core.parameters import declared_parameters  # noqa: E402
-
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -33,17 +28,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-@pytest.fixture(scope="module")
-def environment(place: Path) -> Iterator[dict[str, str]]:
-    with ExitStack() as stack:
-        variables: dict[str, str] = {}
-        if warm_kernels.possible():
-            variables, _ = stack.enter_context(warm_kernels.started())
-        yield {**os.environ, **variables, "PYTHONPATH": str(place)}
-
-
 @pytest.mark.parametrize("notebook", NOTEBOOKS)
-def test_it_runs(place: Path, environment: dict[str, str], notebook: str) -> None:
+def test_it_runs(place: Path, warm: dict[str, str], notebook: str) -> None:
+    environment = {**os.environ, **warm, "PYTHONPATH": str(place)}
     done = subprocess.run(
         [sys.executable, "experiments/run_notebook.py", f"notebooks/{notebook}.ipynb", "out.ipynb"],
         cwd=place, env=environment, capture_output=True, text=True, timeout=1500,

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from r2d_core.attack_success import success_rates
@@ -298,6 +298,7 @@ def test_any_artifact_is_written_as_it_was_read(tmp_path_factory, rows):
     assert len(read_verdicts(folder / "b.json")) == len(rows)
 
 
+@example(rows=[("", "", "")], suite="advbench", ends="\r\n", mark=False, called="0\n0", place=0)
 @given(
     rows=st.lists(st.tuples(TEXT, TEXT, TEXT), max_size=5),
     suite=st.sampled_from(sorted(TABLES)),

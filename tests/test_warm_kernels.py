@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -22,12 +21,6 @@ import warm_kernels
 pytestmark = pytest.mark.skipif(
     not warm_kernels.possible(), reason="kernels are forked on Linux, where there is no GPU"
 )
-
-
-@pytest.fixture(scope="module")
-def variables() -> Iterator[dict[str, str]]:
-    with warm_kernels.started() as (variables, lifeline):
-        yield variables
 
 
 class Kernel:
@@ -93,8 +86,8 @@ def first_processes() -> set[psutil.Process]:
     return {c for c in children if not ended(c.pid) and "serve" in c.cmdline()}
 
 
-def test_a_kernel_is_a_fork_with_the_environment_of_who_asked(variables, tmp_path):
-    with Kernel(variables, tmp_path, SOMETHING="of mine", OMP_NUM_THREADS="2") as kernel:
+def test_a_kernel_is_a_fork_with_the_environment_of_who_asked(warm, tmp_path):
+    with Kernel(warm, tmp_path, SOMETHING="of mine", OMP_NUM_THREADS="2") as kernel:
         # Before any import: the libraries are there, and nothing of the package, which may change.
         assert kernel.says(
             "import sys\n"
@@ -116,7 +109,7 @@ def test_a_kernel_is_a_fork_with_the_environment_of_who_asked(variables, tmp_pat
         )
         draw = "import random, numpy; print(random.random(), numpy.random.random())"
         mine = kernel.says(draw)
-        with Kernel(variables, tmp_path) as other:
+        with Kernel(warm, tmp_path) as other:
             assert other.says("import sys; print('wave' in sys.modules)") == "False"
             assert not set(other.says(draw).split()) & set(mine.split())
         # It computes, forwards and backwards, on the threads that it was given.
@@ -127,8 +120,8 @@ def test_a_kernel_is_a_fork_with_the_environment_of_who_asked(variables, tmp_pat
         assert kernel.says("!echo a process of its own") == "a process of its own"
 
 
-def test_it_is_interrupted_and_ended_as_any_kernel(variables, tmp_path):
-    with Kernel(variables, tmp_path) as kernel:
+def test_it_is_interrupted_and_ended_as_any_kernel(warm, tmp_path):
+    with Kernel(warm, tmp_path) as kernel:
         pid = int(kernel.says("import os; print(os.getpid())"))
         assert pid != kernel.face
         waiting = kernel.client.execute("import time\nopen('here', 'w')\ntime.sleep(1000)")
@@ -143,20 +136,20 @@ def test_it_is_interrupted_and_ended_as_any_kernel(variables, tmp_path):
         until(lambda: ended(pid))
 
 
-def test_who_is_killed_takes_the_other_along(variables, tmp_path):
-    with Kernel(variables, tmp_path) as kernel:
+def test_who_is_killed_takes_the_other_along(warm, tmp_path):
+    with Kernel(warm, tmp_path) as kernel:
         pid = int(kernel.says("import os; print(os.getpid())"))
         os.kill(kernel.face, signal.SIGKILL)
         until(lambda: ended(pid))
-    with Kernel(variables, tmp_path) as kernel:
+    with Kernel(warm, tmp_path) as kernel:
         pid = int(kernel.says("import os; print(os.getpid())"))
         os.kill(pid, signal.SIGKILL)
         until(lambda: not kernel.manager.is_alive())
         assert kernel.manager.provisioner.process.poll() == 1
 
 
-def test_what_a_kernel_started_ends_with_it(variables, tmp_path):
-    with Kernel(variables, tmp_path) as kernel:
+def test_what_a_kernel_started_ends_with_it(warm, tmp_path):
+    with Kernel(warm, tmp_path) as kernel:
         # A session of its own, as a launcher of several processes has.
         started = kernel.says(
             "import os, subprocess\n"
@@ -165,7 +158,7 @@ def test_what_a_kernel_started_ends_with_it(variables, tmp_path):
         )
         os.kill(kernel.face, signal.SIGKILL)
         until(lambda: all(ended(int(pid)) for pid in started.split()))
-    with Kernel(variables, tmp_path) as kernel:
+    with Kernel(warm, tmp_path) as kernel:
         # A fork of the kernel, which has its descriptors, does not make it look alive.
         pids = kernel.says(
             "import os, time\nif not (fork := os.fork()):\n    time.sleep(1000)\n"
@@ -177,7 +170,7 @@ def test_what_a_kernel_started_ends_with_it(variables, tmp_path):
         os.kill(fork, signal.SIGKILL)
 
 
-def test_a_kernel_ends_with_the_process_that_started_it(variables, tmp_path):
+def test_a_kernel_ends_with_the_process_that_started_it(warm, tmp_path):
     starter = (
         "import os, sys, time\nfrom pathlib import Path\n"
         "sys.path.insert(0, sys.argv[1])\nfrom test_warm_kernels import Kernel, warm_kernels\n"
@@ -185,7 +178,7 @@ def test_a_kernel_ends_with_the_process_that_started_it(variables, tmp_path):
         "print(kernel.face, kernel.says('import os; print(os.getpid())'), flush=True)\n"
         "time.sleep(1000)"
     )
-    folders = [str(Path(__file__).parent), variables[warm_kernels.JUPYTER_PATH], str(tmp_path)]
+    folders = [str(Path(__file__).parent), warm[warm_kernels.JUPYTER_PATH], str(tmp_path)]
     with subprocess.Popen(
         [sys.executable, "-c", starter, *folders], stdout=subprocess.PIPE, text=True
     ) as started:

@@ -252,8 +252,7 @@ def _form(text: str, written: Sequence[str], table: Table) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if text.startswith(MARK):
         found["mark"] = True
-    first, ended, _ = text.partition("\n")
-    if ended and first.endswith("\r"):
+    if _first_row(text).endswith("\r\n"):
         found["line_end"] = "\r\n"
     if not text.endswith(("\n", "\r")):
         found["unended"] = True
@@ -261,6 +260,17 @@ def _form(text: str, written: Sequence[str], table: Table) -> dict[str, Any]:
     if list(written) != [*table.columns, *further] or further != [n.strip() for n in further]:
         found["columns"] = list(written)
     return found
+
+
+def _first_row(text: str) -> str:
+    """The first row with its line end; a column's name may have a line break of its own."""
+    lines = io.StringIO(text, newline="")
+    limit = csv.field_size_limit(max(csv.field_size_limit(), len(text)))
+    try:
+        next(csv.reader(lines), None)
+    finally:
+        csv.field_size_limit(limit)
+    return text[: lines.tell()]
 
 
 def _content_id(suite: str, prompt: str, taken: Mapping[str, int]) -> str:
