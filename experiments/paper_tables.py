@@ -11,6 +11,7 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -166,6 +167,10 @@ class Gap:
     paired: int | None
 
 
+# Of each pair of rates once: the sum over all outcomes takes a moment, and pairs come again.
+_needed, _paired = cache(behaviors_needed), cache(pairs_needed)
+
+
 def gaps(rows: pd.DataFrame, method: str, other: str) -> list[Gap]:
     """The cells (model and attack) of rows that hold both methods, in the order of the rows.
 
@@ -187,8 +192,8 @@ def gaps(rows: pd.DataFrame, method: str, other: str) -> list[Gap]:
     return [
         Gap(
             str(model), str(task), method, other, a, b, p, corrected,
-            needed=None if a == b else behaviors_needed(min(a, b) / 100, max(a, b) / 100),
-            paired=None if a == b else pairs_needed(abs(a - b) / 100, 0.0),
+            needed=None if a == b else _needed(min(a, b) / 100, max(a, b) / 100),
+            paired=None if a == b else _paired(abs(a - b) / 100, 0.0),
         )
         for (model, task, a, b), p, corrected in zip(both, raw, holm(raw), strict=True)
     ]  # fmt: skip
