@@ -109,6 +109,8 @@ def clustered_mean(
     """
     _same_number("values", values, behaviors)
     numbers = np.asarray(values, dtype=float)
+    if not len(numbers):
+        raise InputError("there is no value to take the mean of")
     if not np.isfinite(numbers).all():
         raise InputError(f"every value must be a finite number, got {values!r}")
     frame = pd.DataFrame({"behavior": _present(behaviors), "value": numbers})

@@ -273,6 +273,7 @@ def test_sample_sizes():
         (lambda: clustered_rate([], []), "at least one behavior, got 0"),
         (lambda: mean_over_behaviors([True], ["a"]), "at least two behaviors, got 1"),
         (lambda: clustered_mean([float("nan")], ["a"]), "finite number"),
+        (lambda: clustered_mean([], []), "no value to take the mean of"),
         (lambda: clustered_mean([1.0], []), "got 1 values and 0 behaviors"),
         (lambda: mean_over_runs([]), "finite number of each run"),
         (lambda: mean_over_runs([1.0, float("inf")]), "finite number of each run"),
