@@ -44,6 +44,10 @@ test: $(INSTALLED) ## lint, types, stripped notebooks and the fast tests
 test-slow: $(INSTALLED) ## the tests that run a pipeline or a browser
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow -n $(CORES) --dist loadscope --durations 15
 
+.PHONY: test-notebooks
+test-notebooks: $(INSTALLED) ## every notebook alone, on its defaults (10 minutes)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m notebooks tests/test_notebooks_alone.py --durations 15
+
 .PHONY: test-vllm
 test-vllm: $(VLLM_INSTALLED) ## the tests that run vLLM, on the CPU (3 minutes)
 	OMP_NUM_THREADS=1 VLLM_CPU_KVCACHE_SPACE=1 $(VLLM)/python -m pytest -m vllm tests/test_vllm.py

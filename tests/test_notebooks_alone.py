@@ -16,7 +16,7 @@ from r2d_core.parameters import declared_parameters
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.notebooks, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module")
