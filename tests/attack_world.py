@@ -83,7 +83,7 @@ class Broken:
     def generate(self, requests: Sequence[Request], max_new_tokens: int) -> list[Generation]:
         made = []
         for request in requests:
-            text = {"empty": "", "garbage": "\ud800\x00{[}]<|\ufffd", "endless": "a b " * 500}
+            text = {"empty": "", "garbage": "\ud800\x00{[}]<|\ufffd", "endless": "a b " * 5000}
             if self.what == "raises" and self.only in request.prompt:
                 raise RuntimeError("the server\nis gone")
             finish: Any = "length" if self.what == "endless" else "stop"

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import nbformat
@@ -14,6 +13,7 @@ import psutil
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "experiments"))
+from processes import ended, until
 from run_notebook import fingerprint
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,20 +35,6 @@ def run(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*RUN, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=120
     )
-
-
-def wait_until(condition, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.1)
-
-
-def ended(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 def test_parameters_kernel_and_place_of_a_run(tmp_path):
@@ -233,7 +219,7 @@ def test_no_kernel_outlives_the_run(tmp_path, victim):
     )
     assert parent.stdout is not None
     job = int(parent.stdout.readline())
-    wait_until((tmp_path / "pid").exists)
+    until((tmp_path / "pid").exists)
     kernel = int((tmp_path / "pid").read_text())
     assert not ended(kernel)
     if victim == "parent":
@@ -243,4 +229,4 @@ def test_no_kernel_outlives_the_run(tmp_path, victim):
     else:
         psutil.Process(job).terminate()
     parent.wait(60)
-    wait_until(lambda: ended(job) and ended(kernel))
+    until(lambda: ended(job) and ended(kernel))

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import psutil
@@ -17,6 +16,7 @@ from jupyter_client.manager import KernelManager
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "experiments"))
 import warm_kernels
+from processes import ended, until
 
 pytestmark = pytest.mark.skipif(
     not warm_kernels.possible(), reason="kernels are forked on Linux, where there is no GPU"
@@ -65,20 +65,6 @@ class Kernel:
 
         self.client.execute_interactive(code, timeout=120, output_hook=hear)
         return "".join(said).strip()
-
-
-def until(condition, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
-
-
-def ended(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 def first_processes() -> set[psutil.Process]:
