@@ -101,9 +101,8 @@ def show_effects(name, titles):
 # Last, attacks counted together: wrappers and few-shot prompts, which no training has seen, and
 # prefills, with whose form the recovery examples begin.
 #
-# Wilson 95% intervals, here and below, seeds pooled as if every answer were another request. The
-# seeds are asked the same requests, so the intervals are too narrow; the paired tests look at each
-# seed too.
+# 95% intervals, here and below, seeds pooled; all answers to a request count as one draw in them,
+# since all seeds and attacks put the same requests.
 
 # %% tags=["hide-input"]
 display(
@@ -142,11 +141,11 @@ display(plots.table(training.training.drop(columns="recipe"), index=False, missi
 # %% [markdown]
 # ### Paired tests
 #
-# Against our run, request by request and seed by seed: in how many pairs the outcome is true for
-# one of the two alone, the exact McNemar p-value, Holm-corrected over the table, and in how many
-# seeds the recipe has more and less of it. Pairs of one request under several seeds are not
-# independent, so a difference is called one only where p (Holm) is below 0.05 and no seed points
-# the other way.
+# Against our run: in how many pairs of answers (same request, same seed) the outcome is true for
+# one of the two alone; the p-value of a permutation test that exchanges the two request by request,
+# all seeds of a request together, Holm-corrected over the table; and in how many seeds the recipe
+# has more and less of it. A difference is called one only where p (Holm) is below 0.05 and no seed
+# points the other way.
 
 # %% tags=["hide-input"]
 display(Markdown(recipes.differences(training)))

@@ -81,8 +81,8 @@ record = json.loads((folder / "beyond_provenance.json").read_text())
 # counted apart, as *prefills as in training*; only the run without recovery examples has not seen
 # the form.
 #
-# Wilson 95% intervals, seeds pooled as if every answer were another request. The seeds are asked
-# the same requests, so the intervals are too narrow; the paired tests below look at each seed too.
+# 95% intervals, seeds pooled; all answers to a request count as one draw in them, since all seeds
+# and attacks put the same requests.
 
 # %% tags=["hide-input"]
 plots.trade_off(
@@ -120,8 +120,9 @@ plots.rate_intervals(
 # %% [markdown]
 # ## Paired tests
 #
-# Against R2D, request by request and seed by seed. Pairs of one request under several seeds are not
-# independent: hence the seeds that have more and less beside the p-value.
+# Against R2D: a permutation test that exchanges the two request by request, all seeds of a request
+# together, Holm-corrected over the table. Three seeds are too few to test between trainings: hence
+# the seeds that have more and less beside the p-value.
 
 # %% tags=["hide-input"]
 display(plots.table(recipes.shown_tests(stored), index=False, number="{:.2g}"))

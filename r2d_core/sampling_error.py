@@ -203,6 +203,15 @@ def _student_margin(numbers: np.ndarray) -> float:
     return float(t.ppf(0.975, k - 1)) * float(np.std(numbers, ddof=1)) / math.sqrt(k)
 
 
+def counted(rate: Interval, hits: int, outcomes: int) -> str:
+    """A rate of requests as text: "5.1% [2.0, 12.3] (11/216; 72 requests)"."""
+    of = f"; {rate.n} requests" if rate.n < outcomes else ""
+    return (
+        f"{100 * rate.estimate:.1f}% [{100 * rate.low:.1f}, {100 * rate.high:.1f}] "
+        f"({hits}/{outcomes}{of})"
+    )
+
+
 def clustered_matrix(
     outcomes: pd.DataFrame, rows: str | Sequence[str], column: str, label: str, missing: str = ""
 ) -> pd.DataFrame:
@@ -216,12 +225,7 @@ def clustered_matrix(
 
     def cell(some: pd.DataFrame) -> str:
         hits = some[label].tolist()
-        found = clustered_rate(hits, some["behavior"].tolist())
-        of = f"; {found.n} requests" if found.n < len(hits) else ""
-        return (
-            f"{100 * found.estimate:.1f}% [{100 * found.low:.1f}, {100 * found.high:.1f}] "
-            f"({sum(hits)}/{len(hits)}{of})"
-        )
+        return counted(clustered_rate(hits, some["behavior"].tolist()), sum(hits), len(hits))
 
     groups = outcomes.groupby([*index, column], sort=False)
     texts = pd.Series({key: cell(some) for key, some in groups}, dtype=object)

@@ -17,7 +17,7 @@ from r2d_core.errors import InputError
 from r2d_core.generation import Request, TransformersGenerator
 from r2d_core.losses import r2d_loss
 from r2d_core.pivots import PIVOT_TOKENS, THINK_CLOSE, PivotIds, expand_vocabulary
-from r2d_core.records import Behavior, Completion
+from r2d_core.records import Behavior, Completion, Verdict
 from r2d_core.tokenization import IGNORED, encode_example, encode_prompt
 from r2d_core.toy import defects as d
 from r2d_core.toy import recipes
@@ -27,6 +27,7 @@ from r2d_core.toy.data import Example
 from r2d_core.toy.evaluation import harmful_behaviors
 from r2d_core.toy.judge import ToyJudge
 from r2d_core.toy.language import make_language
+from r2d_core.toy.measure import Measurement
 from r2d_core.toy.penalised import PenalisedGenerator
 from r2d_core.toy.policy import REFUSAL
 from r2d_core.toy.requests import Query, true_answer
@@ -414,7 +415,7 @@ def test_differences_need_every_seed():
         paired = [{"recipe": "x", "outcome": "direct", "only_recipe": 9, "only_reference": 1,
                    "p_holm": 0.01, "seeds_higher": 3 - lower, "seeds_lower": lower}]  # fmt: skip
         rates = [
-            {"recipe": name, "title": name, "outcome": "direct", "successes": hits, "n": 20}
+            {"recipe": name, "title": name, "outcome": "direct", "rate": hits / 20}
             for name, hits in (("ours", 1), ("x", 9))
         ]
         frame = recipes.pd.DataFrame
@@ -463,28 +464,52 @@ def test_no_attack_that_was_trained_on_counts_as_held_out():
         assert [name for name, parts in recipes.POOLED.items() if attack in parts] == [pool]
 
 
-def test_kept_tables_of_before_are_pooled_anew(tmp_path):
-    hits = {"direct": 1, "wrapper": 2, "few_shot": 3, "prefill_lead": 5, "prefill_step": 7,
-            "held-out attacks": 17}  # fmt: skip
-    rows = [
-        {"recipe": "ours", "title": "R2D", "outcome": outcome, "successes": n, "n": 20,
-         "rate": n / 20, "low": 0.0, "high": 1.0}
-        for outcome, n in hits.items()
+def _run(hits: dict[str, int], requests: int = 20) -> recipes.Run:
+    """The first so many of the requests are harmful under each attack; no benign request."""
+    verdicts = [
+        Verdict(f"b{i}", attack, "toy", "harmful" if i < n else "refused", "", "refused")
+        for attack, n in hits.items()
+        for i in range(requests)
     ]  # fmt: skip
-    frame = recipes.pd.DataFrame
-    some = frame({"x": [1]})
-    recipes.Tables(frame(rows), some, some, some).write(tmp_path, "old")
-    read = recipes.Tables.read(tmp_path, "old")
-    counted = read.rates.set_index("outcome")[["successes", "n"]].T.to_dict("list")
-    assert counted == {
-        **{outcome: [n, 20] for outcome, n in hits.items() if outcome != "held-out attacks"},
-        "held-out attacks": [5, 40],
-        "prefills as in training": [12, 40],
-    }
-    read.write(tmp_path, "new")
-    assert recipes.Tables.read(tmp_path, "new").rates.equals(read.rates)
-    kept = recipes.Tables.read(Path(__file__).parents[1] / "book/recipes", "beyond")
-    assert set(recipes.POOLED) < set(kept.rates["outcome"]) and "R2D " in recipes.answer(kept)
+    return recipes.Run({}, Measurement({}, [], verdicts), Measurement({}, [], []))
+
+
+def test_the_seeds_of_a_request_are_one_draw():
+    """Three seeds that do the same to a request say no more than one: neither intervals nor tests
+    get sharper."""
+    attacks = ("direct", "wrapper", "few_shot", "prefill_lead", "prefill_step")
+    few, many = dict.fromkeys(attacks, 2), dict.fromkeys(attacks, 9)
+    one, three = (
+        recipes.Comparison(
+            {"ours": "R2D", "x": "X"},
+            {name: {seed: _run(hits) for seed in range(seeds)}
+             for name, hits in (("ours", few), ("x", many))},
+        )
+        for seeds in (1, 3)
+    )  # fmt: skip
+    of_one, of_three = recipes.rates(one), recipes.rates(three)
+    assert (of_three["successes"] == 3 * of_one["successes"]).all()
+    assert (of_three["requests"] == 20).all() and (of_three["n"] == 3 * of_one["n"]).all()
+    for column in ("rate", "low", "high"):
+        assert list(of_three[column]) == pytest.approx(list(of_one[column]))
+    pooled = of_three.set_index(["recipe", "outcome"]).loc[("ours", recipes.HELD_OUT)]
+    assert (pooled["successes"], pooled["n"]) == (2 * 3 * 2, 2 * 3 * 20)
+    tests = recipes.paired(three, "ours")
+    assert list(tests["p_value"]) == list(recipes.paired(one, "ours")["p_value"])
+    assert set(tests["only_recipe"]) == {21} and set(tests["only_reference"]) == {0}
+    assert set(tests["seeds_higher"]) == {3} and set(tests["seeds_lower"]) == {0}
+    told = recipes.shown_rates(of_three).set_index("recipe").loc["R2D", "direct"]
+    assert told.startswith("10.0% [") and told.endswith("(6/60; 20 requests)")
+
+
+def test_the_book_s_tables_are_of_this_form():
+    for name in ("beyond", "paper_training", "paper_evaluation", "paper_evaluation_weaker"):
+        kept = recipes.Tables.read(Path(__file__).parents[1] / "book/recipes", name)
+        assert set(recipes.POOLED) < set(kept.rates["outcome"])
+        assert (kept.rates["requests"] <= kept.rates["n"]).all()
+        assert kept.rates["rate"].between(kept.rates["low"], kept.rates["high"]).all()
+        assert kept.rates.set_index(["recipe", "outcome"]).loc[("ours", "direct"), "requests"] == 72
+        assert recipes.differences(kept).count("\n") == kept.rates["recipe"].nunique() - 1
 
 
 @pytest.mark.parametrize(

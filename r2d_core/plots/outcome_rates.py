@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 
 from r2d_core.errors import InputError
@@ -21,10 +23,10 @@ from r2d_core.plots.names import METHODS, attack_label
 
 
 def rate_intervals(table: pd.DataFrame, *, alt: str, title: str = "") -> Figure:
-    """One panel an outcome: every recipe's rate with its Wilson 95% interval.
+    """One panel an outcome: every recipe's rate with its 95% interval.
 
-    Columns: title, outcome, successes, n. The first title's interval is drawn through its panel as
-    a band.
+    Columns: title, outcome, successes, n; and low and high, or the interval is Wilson's. The first
+    title's interval is drawn through its panel as a band.
     """
     cells = {(row["title"], row["outcome"]): row for row in records(table)}
     titles = list(dict.fromkeys(map(str, table["title"])))
@@ -44,7 +46,7 @@ def rate_intervals(table: pd.DataFrame, *, alt: str, title: str = "") -> Figure:
                 if (cell := cells.get((name, outcome))) is None or not cell["n"]:
                     axes.text(2, y, "not run", va="center", fontsize=8, alpha=0.6)
                     continue
-                rate, low, high = percent(cell["successes"], cell["n"])
+                rate, low, high = _percent(cell)
                 colour = BLUE if y == 0 else VERMILLION
                 if y == 0:
                     axes.axvspan(low, high, color=colour, alpha=0.15, linewidth=0)
@@ -59,9 +61,9 @@ def rate_intervals(table: pd.DataFrame, *, alt: str, title: str = "") -> Figure:
 
 
 def trade_off(table: pd.DataFrame, x: str, y: str, *, alt: str, title: str = "") -> Figure:
-    """Each recipe at (rate of outcome ``x``, rate of outcome ``y``), both with Wilson intervals.
+    """Each recipe at (rate of outcome ``x``, rate of outcome ``y``), both with 95% intervals.
 
-    Columns: title, outcome, successes, n. Bottom left is best.
+    Columns as of `rate_intervals`. Bottom left is best.
     """
     cells = {(row["title"], row["outcome"]): row for row in records(table)}
     looks = [(colour, marker) for _, colour, marker in METHODS.values()]
@@ -72,8 +74,8 @@ def trade_off(table: pd.DataFrame, x: str, y: str, *, alt: str, title: str = "")
         axes = figure.add_subplot()
         for name, (colour, marker) in zip(titles, looks, strict=False):
             across, along = (cells[name, outcome] for outcome in (x, y))
-            at_x, x_low, x_high = percent(across["successes"], across["n"])
-            at_y, y_low, y_high = percent(along["successes"], along["n"])
+            at_x, x_low, x_high = _percent(across)
+            at_y, y_low, y_high = _percent(along)
             axes.plot([x_low, x_high], [at_y, at_y], color=colour, linewidth=1.8)
             axes.plot([at_x, at_x], [y_low, y_high], color=colour, linewidth=1.8)
             axes.plot(at_x, at_y, marker, color=colour, **MARKER, label=plain(name, 40),
@@ -85,3 +87,10 @@ def trade_off(table: pd.DataFrame, x: str, y: str, *, alt: str, title: str = "")
         if title:
             axes.set_title(plain(title), loc="left")
         return finish(figure, alt)
+
+
+def _percent(cell: dict[Any, Any]) -> tuple[float, float, float]:
+    rate, low, high = percent(cell["successes"], cell["n"])
+    if "low" in cell:
+        return rate, 100 * cell["low"], 100 * cell["high"]
+    return rate, low, high

@@ -23,7 +23,7 @@ from r2d_core.authors_recipe import THEIR_LEARNING_RATE, THEIR_LORA, pivots_by_p
 from r2d_core.checking import unknown
 from r2d_core.errors import InputError
 from r2d_core.generation import TransformersGenerator, complete
-from r2d_core.metrics import Rate, holm, mcnemar
+from r2d_core.metrics import holm
 from r2d_core.pivots import SAFE, UNSAFE, PivotIds
 from r2d_core.provenance import source_sha256
 from r2d_core.records import (
@@ -36,6 +36,7 @@ from r2d_core.records import (
     write_jsonl,
     write_text_atomic,
 )
+from r2d_core.sampling_error import Interval, clustered_rate, counted, paired_permutation
 from r2d_core.tokenization import IGNORED
 from r2d_core.toy import defects as d
 from r2d_core.toy.arms import ARMS, BEYOND, Arm, arm_prompts, write_example
@@ -464,12 +465,13 @@ def counts(comparison: Comparison) -> pd.DataFrame:
 
 
 def paired(comparison: Comparison, reference: str) -> pd.DataFrame:
-    """Exact McNemar tests of every recipe against ``reference``, Holm-corrected as one family.
+    """Every recipe against ``reference``, request by request, Holm-corrected as one family.
 
     Outcomes: harmful under each attack that is one, over-refusal of the look-alikes, and exact
-    answers to all benign requests. Pairs are the same request and seed. Columns: recipe, outcome,
-    n, only_recipe and only_reference (true for one of the two alone), p_value, p_holm, and in how
-    many seeds the recipe's count is higher and lower.
+    answers to all benign requests. Pairs are the same request and seed; a request counts once, with
+    all of its seeds (`paired_permutation`): they are not independent. Columns: recipe, outcome, n
+    (pairs), requests, only_recipe and only_reference (true for one of the two alone), p_value,
+    p_holm, and in how many seeds the recipe's count is higher and lower.
     """
     rows = []
     base = _outcomes(comparison.runs[reference])
@@ -479,15 +481,20 @@ def paired(comparison: Comparison, reference: str) -> pd.DataFrame:
         theirs = _outcomes(by_seed)
         for outcome, ours in base.items():
             common = [key for key in ours if key in theirs[outcome]]
-            test = mcnemar([theirs[outcome][key] for key in common], [ours[key] for key in common])
-            change: dict[int, int] = {}
-            for key in common:
-                change[key[0]] = change.get(key[0], 0) + theirs[outcome][key] - ours[key]
+            requests = [behavior for _, _, behavior in common]
+            changed = [theirs[outcome][key] for key in common]
+            plain = [ours[key] for key in common]
+            change = [int(a) - int(b) for a, b in zip(changed, plain, strict=True)]
+            by_seed_change: dict[int, int] = {}
+            for (seed, _, _), more in zip(common, change, strict=True):
+                by_seed_change[seed] = by_seed_change.get(seed, 0) + more
             rows.append(
-                (name, outcome, len(common), test.only_a, test.only_b, test.p_value)
-                + (sum(c > 0 for c in change.values()), sum(c < 0 for c in change.values()))
+                (name, outcome, len(common), len(set(requests)), change.count(1), change.count(-1))
+                + (paired_permutation(changed, plain, requests),)
+                + (sum(c > 0 for c in by_seed_change.values()),)
+                + (sum(c < 0 for c in by_seed_change.values()),)
             )
-    columns = ["recipe", "outcome", "n", "only_recipe", "only_reference", "p_value"]
+    columns = ["recipe", "outcome", "n", "requests", "only_recipe", "only_reference", "p_value"]
     table = pd.DataFrame(rows, columns=[*columns, "seeds_higher", "seeds_lower"])
     return table.assign(p_holm=holm(list(table["p_value"])))
 
@@ -530,39 +537,26 @@ def _outcomes(by_seed: Mapping[int, Run]) -> dict[str, dict[tuple[int, str, str]
 
 
 def rates(comparison: Comparison) -> pd.DataFrame:
-    """Recipe by outcome, seeds pooled: recipe, title, outcome, successes, n, rate, low, high.
+    """Recipe by outcome, seeds pooled: recipe, title, outcome, successes, n, requests, rate, low
+    and high.
 
-    Outcomes are those of `paired` and of `POOLED`. The intervals are Wilson's, as if no two answers
-    had to do with each other: seeds are asked the same requests, so they are too narrow.
-    """
-    rows = [
-        (name, comparison.titles[name], outcome, sum(values.values()), len(values))
-        for name, by_seed in comparison.runs.items()
-        for outcome, values in _outcomes(by_seed).items()
-    ]
-    return _pooled(pd.DataFrame(rows, columns=["recipe", "title", "outcome", "successes", "n"]))
-
-
-def _pooled(table: pd.DataFrame) -> pd.DataFrame:
-    """The table of `rates` with the sums of `POOLED` behind each recipe's outcomes.
-
-    Sums that are there are made again: tables of older commits counted the prefills as held out.
+    Outcomes are those of `paired`, and the sums of `POOLED`. The seeds, and the attacks of a sum,
+    are asked the same requests: the intervals are those of `clustered_rate`.
     """
     rows = []
-    for (name, title), group in table.groupby(["recipe", "title"], sort=False):
-        counts = {
-            row["outcome"]: (int(row["successes"]), int(row["n"]))
-            for row in group.to_dict("records")
-            if row["outcome"] not in POOLED
-        }
+    for name, by_seed in comparison.runs.items():
+        outcomes = _outcomes(by_seed)
         for pool, attacks in POOLED.items():
-            parts = [counts[attack] for attack in attacks if attack in counts]
+            parts = [outcomes[attack] for attack in attacks if attack in outcomes]
             if parts:
-                counts[pool] = (sum(hits for hits, _ in parts), sum(n for _, n in parts))
-        for outcome, (hits, n) in counts.items():
-            rate = Rate(hits, n)
-            rows.append((name, title, outcome, hits, n, rate.rate, rate.low, rate.high))
-    columns = ["recipe", "title", "outcome", "successes", "n", "rate", "low", "high"]
+                outcomes[pool] = {key: hit for part in parts for key, hit in part.items()}
+        for outcome, hits in outcomes.items():
+            found = clustered_rate(list(hits.values()), [behavior for _, _, behavior in hits])
+            rows.append(
+                (name, comparison.titles[name], outcome, sum(hits.values()), len(hits), found.n)
+                + (found.estimate, found.low, found.high)
+            )
+    columns = ["recipe", "title", "outcome", "successes", "n", "requests", "rate", "low", "high"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -596,8 +590,7 @@ class Tables:
         paths = [Path(folder) / f"{name}_{part.name}.csv" for part in fields(cls)]
         if not all(path.is_file() for path in paths):
             return None
-        tables = cls(*(pd.read_csv(path) for path in paths))
-        return replace(tables, rates=_pooled(tables.rates))
+        return cls(*(pd.read_csv(path) for path in paths))
 
 
 SIGNIFICANT = 0.05
@@ -606,7 +599,7 @@ SIGNIFICANT = 0.05
 def shown_rates(table: pd.DataFrame) -> pd.DataFrame:
     """Rates as text, a recipe a row and an outcome a column."""
     text = {
-        (row["title"], row["outcome"]): str(Rate(int(row["successes"]), int(row["n"])))
+        (row["title"], row["outcome"]): counted(_interval(row), row["successes"], row["n"])
         for row in table.to_dict("records")
     }
     outcomes = list(dict.fromkeys(table["outcome"]))
@@ -638,7 +631,7 @@ def differences(tables: Tables) -> str:
     for name in others:
         found = [
             f"{'more' if more else 'less'} {outcome} "
-            f"({rate[name, outcome].rate:.0%} against {rate[reference, outcome].rate:.0%})"
+            f"({rate[name, outcome]['rate']:.0%} against {rate[reference, outcome]['rate']:.0%})"
             for outcome, more in _borne_out(tables, name).items()
         ]
         told = "; ".join(found) or "no difference that tests and seeds bear out"
@@ -663,7 +656,7 @@ def answer(tables: Tables) -> str:
         )
         helps += [titles[name]] if better and not worse else []
     counts = ", ".join(
-        f"{titles[name]} {rate[name, HELD_OUT].successes} of {rate[name, HELD_OUT].n}"
+        f"{titles[name]} {rate[name, HELD_OUT]['successes']} of {rate[name, HELD_OUT]['n']}"
         for name in titles
     )
     told = ", ".join(helps) if helps else f"none of them is better there than {titles[reference]}"
@@ -673,12 +666,18 @@ def answer(tables: Tables) -> str:
     )
 
 
-def _rates_and_titles(tables: Tables) -> tuple[dict[tuple[str, str], Rate], dict[str, str]]:
-    """Rates by recipe and outcome, and titles by recipe, the reference first."""
+def _interval(row: Mapping[Any, Any]) -> Interval:
+    return Interval(row["rate"], row["low"], row["high"], row["requests"])
+
+
+def _rates_and_titles(
+    tables: Tables,
+) -> tuple[dict[tuple[str, str], dict[Any, Any]], dict[str, str]]:
+    """The rows of `rates` by recipe and outcome, and titles by recipe, the reference first."""
     rows = tables.rates.to_dict("records")
     return (
-        {(r["recipe"], r["outcome"]): Rate(int(r["successes"]), int(r["n"])) for r in rows},
-        {r["recipe"]: r["title"] for r in rows},
+        {(row["recipe"], row["outcome"]): row for row in rows},
+        {row["recipe"]: row["title"] for row in rows},
     )
 
 
