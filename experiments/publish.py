@@ -1,12 +1,12 @@
 """Copy what an experiment found into the book's sources, to be committed: `make full` ends with it.
 
     python experiments/publish.py --experiment full
-    python experiments/publish.py --reword    # the sentences anew, from the cells that are there
+    python experiments/publish.py --reword    # the sentences anew, from the outcomes that are there
 
 The full grid takes too long for everybody to run; the book shows its tables and figures from
-``book/full/`` with the provenance they were made with, the grid itself (``grid.yaml``) and every
-cell of it, unpooled (``cells.csv``). Results of uncommitted code are refused: nobody could make
-them again.
+``book/full/`` with the provenance they were made with, the grid itself (``grid.yaml``), every cell
+of it, unpooled (``cells.csv``), and how every completion was judged (``outcomes.csv.gz``). Results
+of uncommitted code are refused: nobody could make them again.
 
 Exit status: 0 done, 2 refused.
 """
@@ -26,7 +26,7 @@ from r2d_core.metrics import wilson_interval
 from r2d_core.records import atomic_directory, write_text_atomic
 from r2d_core.toy.findings import findings, tokens_spent
 from r2d_core.toy.judge import LABELS
-from r2d_core.toy.results import read_published
+from r2d_core.toy.results import judged_of, read_published
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = {
@@ -85,16 +85,22 @@ def publish(results: Path, grid: Path, target: Path) -> list[Path]:
             "commit, then run the experiment again"
         )
     table = cells(results)
+    attacks, benign = judged_of(results)
+    judged = pd.concat([attacks.assign(part="attack"), benign.assign(part="benign")])
     with atomic_directory(target) as folder:
         for file in sources:
             shutil.copyfile(file, Path(folder) / file.name)
         shutil.copyfile(grid, Path(folder) / "grid.yaml")
         table.to_csv(Path(folder) / "cells.csv", index=False)
-    return [target / file.name for file in sources] + [target / "grid.yaml", target / "cells.csv"]
+        # Without the time in its head the file is the same whenever it is made.
+        compression = {"method": "gzip", "mtime": 0}
+        judged.to_csv(Path(folder) / "outcomes.csv.gz", index=False, compression=compression)
+    made = ("grid.yaml", "cells.csv", "outcomes.csv.gz")
+    return [target / name for name in (*(file.name for file in sources), *made)]
 
 
 def reword(target: Path) -> None:
-    """Write the sentences and the table that are computed from the published cells once more.
+    """Write the sentences and the table that are computed from the published outcomes once more.
 
     The numbers stay those of the run that ``results.json`` records; what is said of them, and with
     which intervals, is as the code says it now.

@@ -70,10 +70,10 @@ from r2d_core.errors import InputError
 from r2d_core.generation import Request
 from r2d_core.generation.trace import pivot_probabilities
 from r2d_core.provenance import footer_html, provenance
-from r2d_core.records import write_json_atomic, write_text_atomic
+from r2d_core.records import write_json_atomic
 from r2d_core.sampling_error import clustered_matrix, clustered_mean, clustered_rate, seed_matrix
 from r2d_core.toy.arms import ARMS, TITLES
-from r2d_core.toy.measure import load, measure_attacks
+from r2d_core.toy.measure import load, measure_attacks, write_outcomes
 from r2d_core.toy.stages import find_checkpoint
 
 for name in attacks:
@@ -99,16 +99,15 @@ measured = {
     )
     for seed in seeds
 }  # fmt: skip
-table = pd.concat([run.table(method, base_seed, seed) for seed, run in measured.items()])
-write_text_atomic(Path(output_dir) / "table.csv", table.to_csv(index=False))
-outcomes = pd.concat([run.outcomes(method, base_seed, seed) for seed, run in measured.items()])
+judged = pd.concat([run.judged(method, base_seed, seed) for seed, run in measured.items()])
+outcomes = write_outcomes(output_dir, judged)
 
 # %% [markdown]
 # ## Outcomes
 
 # %% tags=["hide-input"]
 plots.outcome_bars(
-    table,
+    outcomes,
     alt=f"For each attack, how the completions of {TITLES[method]} divide into harmful, refused, "
     "correct and garbled.",
 )

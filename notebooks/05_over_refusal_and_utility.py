@@ -51,11 +51,11 @@ from IPython.display import HTML, display
 from r2d_core import plots
 from r2d_core.errors import InputError
 from r2d_core.provenance import footer_html, provenance
-from r2d_core.records import write_json_atomic, write_text_atomic
+from r2d_core.records import write_json_atomic
 from r2d_core.sampling_error import clustered_matrix, clustered_mean, clustered_rate, seed_matrix
 from r2d_core.toy.arms import TITLES, VANILLA
 from r2d_core.toy.evaluation import LOOK_ALIKES
-from r2d_core.toy.measure import measure_benign
+from r2d_core.toy.measure import measure_benign, write_outcomes
 from r2d_core.toy.stages import checkpoints_of, find_checkpoint
 
 if n_per_split < 1:
@@ -75,9 +75,8 @@ measured = {
     # The base model has no safety seeds: once is all there is to measure.
     for seed in (seeds if method != VANILLA else seeds[:1])
 }  # fmt: skip
-table = pd.concat([run.table(m, base_seed, seed) for (m, seed), run in measured.items()])
-write_text_atomic(Path(output_dir) / "table.csv", table.to_csv(index=False))
-outcomes = pd.concat([run.outcomes(m, base_seed, seed) for (m, seed), run in measured.items()])
+judged = pd.concat([run.judged(m, base_seed, seed) for (m, seed), run in measured.items()])
+outcomes = write_outcomes(output_dir, judged)
 answers = outcomes[outcomes["scope"] == "answer"]
 
 # %% [markdown]
@@ -85,7 +84,7 @@ answers = outcomes[outcomes["scope"] == "answer"]
 
 # %% tags=["hide-input"]
 plots.outcome_bars(
-    table,
+    outcomes,
     scope="answer",
     alt="For each kind of harmless request and each method, how the answers divide into harmful, "
     "refused, correct and garbled.",

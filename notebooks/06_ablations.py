@@ -61,7 +61,7 @@ intervals = plots.ablation_intervals(
     results.attacks,
     methods=ABLATED,
     alt="Attack success rate of R2D and of R2D without CPO, with up-weighted pivots, without "
-    "pivots and without reasoning, a panel for each attack, with Wilson 95% intervals.",
+    "pivots and without reasoning, a panel for each attack, with 95% intervals.",
 )
 intervals.save(output / "ablation_intervals.svg")
 intervals
@@ -87,19 +87,20 @@ controlled = results.attacks[results.attacks["method"].isin(CONTROLS)]
 plots.asr_intervals(
     controlled,
     alt="Attack success rate of refusal tuning, refusal tuning with recovery examples, and R2D, a "
-    "panel for each attack, with Wilson 95% intervals.",
+    "panel for each attack, with 95% intervals.",
 )
 
 # %% [markdown]
 # ## Paired tests
 #
 # R2D against every other method on the same requests, attacks and seeds: in how many pairs one of
-# the two alone gave a harmful response, with the exact McNemar p-value, Holm-corrected over the
-# whole table. Seeds are pooled: pairs of one request under several seeds are not independent, so
-# small p-values overstate. So the last columns count the runs (base and safety seed) in which R2D
-# did better and worse: the book speaks of a difference only where p (Holm) is below 0.05 *and* no
-# run points the other way. Forged reasoning is written in each method's own format, so its rows
-# compare like with like only among the methods that use both reasoning and pivots.
+# the two alone gave a harmful response; the p-value of a permutation test that exchanges the two
+# request by request, all runs of a request together; and that Holm-corrected over the whole table.
+# Nor are the requests of one run independent of each other: the last columns count the runs (base
+# and safety seed) in which R2D did better and worse, and the book speaks of a difference only where
+# p (Holm) is below 0.05 *and* no run points the other way. Forged reasoning is written in each
+# method's own format, so its rows compare like with like only among the methods that use both
+# reasoning and pivots.
 
 # %% tags=["hide-input"]
 tests = results.compare("r2d")

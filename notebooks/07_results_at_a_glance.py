@@ -40,9 +40,9 @@ from IPython.display import HTML, Markdown, display
 from r2d_core import plots
 from r2d_core.generation import Request
 from r2d_core.generation.trace import pivot_probabilities
-from r2d_core.metrics import rate_matrix
 from r2d_core.provenance import footer_html, provenance
 from r2d_core.records import write_json_atomic, write_text_atomic
+from r2d_core.sampling_error import clustered_matrix
 from r2d_core.toy.arms import TITLES
 from r2d_core.toy.evaluation import LOOK_ALIKES
 from r2d_core.toy.findings import findings, tokens_spent
@@ -80,12 +80,12 @@ main_figure
 
 # %% tags=["hide-input"]
 whole = results.attacks[results.attacks["scope"] == "whole"]
-asr = rate_matrix(whole, "attack", "method", "harmful", missing="not run")[results.methods]
+asr = clustered_matrix(whole, "attack", "method", "harmful", missing="not run")[results.methods]
 write_text_atomic(output / "asr.csv", asr.to_csv())
 display(
     plots.table(
         asr.rename(columns=TITLES),
-        caption="with Wilson 95% intervals, and counts",
+        caption="with 95% intervals over requests, each with all of its runs, and counts",
     )
 )
 
@@ -106,13 +106,14 @@ new_topics
 # %% [markdown]
 # ## Run by run
 #
-# The filled marker pools all runs; the open ones are the single runs (base and safety seed).
+# The filled marker pools all runs, with its 95% interval over requests, each with all of its runs
+# for one draw; the open ones are the single runs (base and safety seed).
 
 # %% tags=["hide-input"]
 intervals = plots.asr_intervals(
     results.attacks,
-    alt="Attack success rate of every method, a panel for each attack, with Wilson 95% intervals "
-    "and the single runs.",
+    alt="Attack success rate of every method, a panel for each attack, with 95% intervals and "
+    "the single runs.",
 )
 intervals.save(output / "asr_intervals.svg")
 intervals
@@ -138,7 +139,7 @@ plots.outcome_bars(
 plots.ablation_intervals(
     results.attacks,
     alt="Attack success rate of R2D and of R2D without CPO, with up-weighted pivots, without "
-    "pivots and without reasoning, a panel for each attack, with Wilson 95% intervals.",
+    "pivots and without reasoning, a panel for each attack, with 95% intervals.",
 )
 
 # %% [markdown]
@@ -153,7 +154,7 @@ if results.common_attacks:
         results.attacks[results.attacks["attack"].isin(results.common_attacks)],
         look_alikes,
         alt="Each method's attack success rate against its refusals of harmless look-alikes, with "
-        "Wilson 95% intervals; bottom left is best.",
+        "95% intervals; bottom left is best.",
     )
     over_refusal.save(output / "over_refusal.svg")
     display(over_refusal)
@@ -168,7 +169,7 @@ else:
 # %% tags=["hide-input"]
 answers = results.benign[results.benign["scope"] == "answer"]
 for label, caption in (("correct", "answered exactly"), ("refused", "refused")):
-    benign = rate_matrix(answers, "attack", "method", label)[results.methods]
+    benign = clustered_matrix(answers, "attack", "method", label)[results.methods]
     write_text_atomic(output / f"benign_{label}.csv", benign.to_csv())
     display(plots.table(benign.rename(columns=TITLES), caption=caption))
 

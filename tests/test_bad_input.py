@@ -146,10 +146,13 @@ def test_a_model_without_a_chat_template(tmp_path: Path) -> None:
 def test_a_truncated_line_of_results(tmp_path: Path) -> None:
     attacks = tmp_path / "base0" / "r2d" / "attacks"
     (attacks / "seed0").mkdir(parents=True)
-    table = "method,base_seed,seed,attack,split,scope,n,harmful,refused,correct,garbled\n"
-    (attacks / "table.csv").write_text(table + "r2d,0,0,direct,seen,whole,1,0,1,0,0\n")
+    outcomes = (
+        "method,base_seed,seed,attack,split,behavior,whole,reasoning,answer,prompt_tokens,"
+        "response_tokens,queries\nr2d,0,0,direct,seen,a,refused,absent,refused,1,2,1\n"
+    )
+    (attacks / "outcomes.csv").write_text(outcomes)
     (tmp_path / "base0" / "utility").mkdir()
-    (tmp_path / "base0" / "utility" / "table.csv").write_text(table)
+    (tmp_path / "base0" / "utility" / "outcomes.csv").write_text(outcomes)
     completion = {"behavior_id": "a", "attack": "direct", "prompt": "p", "text": "t"}
     truncated = json.dumps(completion)[:-9]
     lines = f"{json.dumps(completion)}\n{truncated}\n"

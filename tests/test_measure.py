@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -24,12 +25,16 @@ from r2d_core.toy.judge import LABELS
 from r2d_core.toy.language import make_language
 from r2d_core.toy.measure import (
     COLUMNS,
+    JUDGED,
     Measurement,
+    by_scope,
+    count,
     load,
     measure_attacks,
     measure_benign,
     paired_tests,
     read_measurement,
+    write_outcomes,
 )
 from r2d_core.toy.results import Results, read_results
 from r2d_core.toy.stages import find_checkpoint
@@ -116,23 +121,22 @@ def test_completions_and_verdicts_go_together(
     [
         ("r2d/training/seed0/training.json", '{"steps": 3', r"training.json: expected a JSON"),
         ("r2d/training/seed0/training.json", '{"steps": 3}', r"training.json: not the record"),
-        ("r2d/attacks/table.csv", "method,base_seed\nr2d,0\n", r"table.csv: .* column 'seed'"),
-        ("r2d/attacks/table.csv", "", r"table.csv: not a table"),
-        ("utility/table.csv", None, r"table.csv:2: a value is missing"),
+        ("r2d/attacks/outcomes.csv", "method,base_seed\nr2d,0\n", r"csv: .* column 'seed'"),
+        ("r2d/attacks/outcomes.csv", "", r"outcomes.csv: not a table"),
+        ("utility/outcomes.csv", None, r"outcomes.csv:2: a value is missing"),
     ],
 )
 def test_results_cut_off_are_one_line(
     tmp_path: Path, file: str, content: str | None, says: str
 ) -> None:
-    table = "method,base_seed,seed,attack,split,scope,n,harmful,refused,correct,garbled\n"
-    table += "r2d,0,0,direct,seen,whole,0,0,0,0,0\n"
+    table = ",".join(JUDGED) + "\nr2d,0,0,direct,seen,x,refused,absent,refused,1,2,1\n"
     home = tmp_path / "base0"
-    for place in ("r2d/attacks/table.csv", "utility/table.csv"):
+    for place in ("r2d/attacks/outcomes.csv", "utility/outcomes.csv"):
         write_text_atomic(home / place, table)
     for name in ("completions", "verdicts"):
         write_text_atomic(home / f"r2d/attacks/seed0/{name}.jsonl", "")
     read_results(tmp_path)
-    write_text_atomic(home / file, table[:-5] + "\n" if content is None else content)
+    write_text_atomic(home / file, table[:-2] + "\n" if content is None else content)
     with pytest.raises(InputError, match=says):
         read_results(tmp_path)
 
@@ -283,19 +287,48 @@ def test_paired_tests_by_hand() -> None:
     ours = measurement({"direct": ["harmful", "refused", "refused", "refused"]})
     theirs = measurement({"direct": ["refused", "harmful", "harmful", "refused"]})
     flat = measurement({"direct": ["harmful", "refused", "refused", "refused"]})
-    table = paired_tests(
-        {"r2d": {(0, 0): ours, (0, 1): ours}, "refusal": {(0, 0): theirs, (0, 1): flat}}, "r2d"
-    )
-    (row,) = table.to_dict("records")
+    runs = {"r2d": {(0, 0): ours, (0, 1): ours}, "refusal": {(0, 0): theirs, (0, 1): flat}}
+    (row,) = paired_tests(results(runs).attacks, "r2d").to_dict("records")
     assert (row["attack"], row["method"], row["n"]) == ("direct", "refusal", 8)
-    assert (row["only_reference"], row["only_method"]) == (1, 2)
+    assert (row["requests"], row["only_reference"], row["only_method"]) == (4, 1, 2)
     assert row["p_value"] == pytest.approx(1.0)
     assert (row["runs"], row["runs_better"], row["runs_worse"]) == (2, 1, 0)
 
 
+def test_pairs_of_one_request_are_one_and_another_base_asks_other_requests() -> None:
+    good, bad = (measurement({"direct": [label] * 8}) for label in ("refused", "harmful"))
+
+    def tested(runs: list[tuple[int, int]]) -> dict[str, Any]:
+        both = {"r2d": dict.fromkeys(runs, good), "refusal": dict.fromkeys(runs, bad)}
+        (row,) = paired_tests(results(both).attacks, "r2d").to_dict("records")
+        return row
+
+    once, seeds, bases = tested([(0, 0)]), tested([(0, 0), (0, 1)]), tested([(0, 0), (1, 0)])
+    assert (once["n"], once["requests"], once["p_value"]) == (8, 8, pytest.approx(2 / 2**8))
+    assert (seeds["n"], seeds["requests"], seeds["p_value"]) == (16, 8, once["p_value"])
+    assert (bases["n"], bases["requests"]) == (16, 16) and bases["p_value"] < once["p_value"]
+    alone = {"r2d": {(0, 0): measurement({"direct": ["refused"]})}}
+    alone["refusal"] = {(0, 0): measurement({"direct": ["harmful"]})}
+    assert paired_tests(results(alone).attacks, "r2d")["p_value"].tolist() == [1.0]
+
+
+def test_outcomes_count_up_to_the_table(tmp_path: Path) -> None:
+    run = measurement({"direct": ["harmful", "refused", "refused"], "wrapper": ["garbled"]})
+    judged = pd.concat([run.judged("r2d", 0, 0), run.judged("r2d", 0, 1)])
+    outcomes = write_outcomes(tmp_path, judged)
+    tables = pd.concat([run.table("r2d", 0, 0), run.table("r2d", 0, 1)], ignore_index=True)
+    pd.testing.assert_frame_equal(count(outcomes), tables)
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "table.csv"), tables, check_dtype=False)
+    pd.testing.assert_frame_equal(by_scope(pd.read_csv(tmp_path / "outcomes.csv")), outcomes)
+    assert set(outcomes["scope"]) == {"whole", "answer"}  # nothing was reasoned
+    assert (outcomes[list(LABELS)].sum(axis=1) == 1).all() and (outcomes["n"] == 1).all()
+    by_hand = tables[(tables["attack"] == "direct") & (tables["scope"] == "whole")]
+    assert by_hand[["n", "harmful", "refused"]].to_numpy().tolist() == [[3, 1, 2]] * 2
+
+
 def results(runs: dict[str, dict[tuple[int, int], Measurement]]) -> Results:
-    tables = [run.table(m, b, s) for m, cells in runs.items() for (b, s), run in cells.items()]
-    attacks = pd.concat(tables, ignore_index=True)
+    tables = [run.judged(m, b, s) for m, cells in runs.items() for (b, s), run in cells.items()]
+    attacks = by_scope(pd.concat(tables))
     benign = attacks.assign(attack="distractor")
     return Results(attacks, benign, runs, pd.DataFrame())
 
@@ -307,9 +340,9 @@ def test_findings_speak_of_a_difference_only_where_all_runs_agree() -> None:
     said = findings(sure)
     assert (
         "R2D against Refusal tuning:** harmful less often under held-out wrapper "
-        "(0% [0, 14] against 100% [86, 100], n = 24 and 24)" in said
+        "(0% [0, 24] against 100% [76, 100], n = 12 and 12)" in said
     )
-    assert "| Refusal tuning | 100% [86, 100] (n = 24) | 0% [0, 14] |" in said
+    assert "| Refusal tuning | 100% [76, 100] (n = 12) | 100% to 100% | 0% [0, 24] |" in said
     split = results(
         {
             "r2d": {(0, 0): good, (0, 1): measurement({"wrapper": ["harmful", *safe[1:]]})},
@@ -353,17 +386,22 @@ def test_findings_hold_the_tables_numbers() -> None:
     run = measurement({"wrapper": ["harmful"] * 3 + ["refused"] * 7, "few_shot": ["garbled"] * 10})
     found = results({"r2d": {(0, 0): run}, "vanilla": {(0, 0): run}})
     said = findings(found)
-    low, high = wilson_interval(3, 10)
-    nought = wilson_interval(0, 10)
+    rate, nought = (found.rate("r2d", attacks=[name]) for name in ("wrapper", "few_shot"))
+    assert rate is not None and nought is not None
+    assert (rate.estimate, nought.estimate, nought.n) == (0.3, 0.0, 10)
+    assert (nought.low, nought.high) == pytest.approx(wilson_interval(0, 10))
+    low, high = rate.low, rate.high
     assert "(the mean over held-out wrapper and few-shot)" in said
     assert (
         "| No safety training | 15% "
-        f"[{50 * (low + nought[0]):.0f}, {50 * (high + nought[1]):.0f}] (n = 20) | 35% ["
+        f"[{50 * (low + nought.low):.0f}, {50 * (high + nought.high):.0f}] (n = 10) | one run | "
+        "35% ["
     ) in said
     assert f"does not stop:** held-out wrapper 30% [{100 * low:.0f}, {100 * high:.0f}]." in said
-    low, high = wilson_interval(7, 20)
+    over = found.rate("r2d", "refused", benign=True, scope="answer")
+    assert over is not None and (over.estimate, over.n) == (0.35, 10)
     (ours,) = (line.split(" | ") for line in said.splitlines() if line.startswith("| R2D |"))
-    assert ours[4] == f"35% [{100 * low:.0f}, {100 * high:.0f}] (n = 20)"
+    assert ours[5] == f"35% [{100 * over.low:.0f}, {100 * over.high:.0f}] (n = 10)"
 
 
 def test_findings_without_utility_of_a_method() -> None:
@@ -375,7 +413,7 @@ def test_findings_without_utility_of_a_method() -> None:
     none = findings(replace(found, benign=asked[:0]))
     for text, ours, theirs in (
         (some, "| 100% [21, 100] (n = 1) | 0% [0, 79] (n = 1) |", "| – | – | – |"),
-        (plain, "| – (n = 0) | 0% [0, 79] (n = 1) |", "| – | – | – |"),
+        (plain, "| – | 0% [0, 79] (n = 1) |", "| – | – | – |"),
         (none, "| – | – | – |", "| – | – | – |"),
     ):
         rows = {line.split(" | ")[0]: line for line in text.splitlines()}
@@ -388,7 +426,7 @@ def test_findings_of_little_or_nothing() -> None:
     said = findings(alone)
     assert "R2D does not stop:** direct request 100%" in said and "against" not in said
     other = results({"refusal": {(0, 0): measurement({"wrapper": ["refused"]})}})
-    assert "| Refusal tuning | 0% [0, 79] (n = 1) | 100% [21, 100] |" in findings(other)
+    assert "| Refusal tuning | 0% [0, 79] (n = 1) | one run | 100% [21, 100] |" in findings(other)
 
 
 def test_results_are_read_back_whatever_the_texts_hold(tmp_path: Path) -> None:
@@ -398,10 +436,9 @@ def test_results_are_read_back_whatever_the_texts_hold(tmp_path: Path) -> None:
         folder.mkdir(parents=True)
         write_jsonl(folder / "completions.jsonl", run.completions)
         write_jsonl(folder / "verdicts.jsonl", run.verdicts)
-    table = pd.concat([run.table("r2d", 0, 0), run.table("r2d", 0, 1)])
-    table.to_csv(folder.parent / "table.csv", index=False)
-    (tmp_path / "base0" / "utility").mkdir()
-    table.to_csv(tmp_path / "base0" / "utility" / "table.csv", index=False)
+    judged = pd.concat([run.judged("r2d", 0, 0), run.judged("r2d", 0, 1)])
+    write_outcomes(folder.parent, judged)
+    write_outcomes(tmp_path / "base0" / "utility", judged)
     training = tmp_path / "base0" / "r2d" / "training" / "seed1"
     training.mkdir(parents=True)
     record = {"steps": 5, "seconds": 1.0, "metrics": {"eval_loss": 0.5}}

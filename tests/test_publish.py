@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -12,6 +13,7 @@ import pytest
 
 from r2d_core.errors import InputError
 from r2d_core.toy.findings import findings, tokens_spent
+from r2d_core.toy.measure import JUDGED
 from r2d_core.toy.results import read_published
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "experiments"))
@@ -34,6 +36,9 @@ def results(tmp_path: Path) -> Path:
         (folder / "base0" / part / "table.csv").write_text(
             "method,base_seed,seed,attack,split,scope,n,harmful,refused,correct,garbled\n"
             "r2d,0,1,direct,seen,whole,20,1,18,0,1\n"
+        )
+        (folder / "base0" / part / "outcomes.csv").write_text(
+            f"{','.join(JUDGED)}\nr2d,0,1,direct,seen,x,refused,absent,refused,1,2,1\n"
         )
     return folder
 
@@ -86,6 +91,22 @@ def test_every_cell_is_published_with_its_interval(
     assert (tmp_path / "book" / "full" / "grid.yaml").read_text() == "name: full\n"
 
 
+def test_published_outcomes_are_the_same_bytes_whenever_they_are_made(
+    results: Path, grid: Path, tmp_path: Path
+) -> None:
+    packed = tmp_path / "book" / "full" / "outcomes.csv.gz"
+    publish.publish(results, grid, packed.parent)
+    before = packed.read_bytes()
+    time.sleep(1.1)  # gzip's clock has seconds
+    publish.publish(results, grid, packed.parent)
+    assert packed.read_bytes() == before
+    read = read_published(packed.parent)
+    assert read.methods == ["r2d"] and len(read.attacks) == len(read.benign) == 2
+    packed.unlink()
+    with pytest.raises(InputError, match="outcomes.csv.gz: no such file; run again"):
+        read_published(packed.parent)
+
+
 def test_sentences_of_published_cells_are_those_of_the_results(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -95,18 +116,17 @@ def test_sentences_of_published_cells_are_those_of_the_results(
     found = results_of({"r2d": {(0, 0): good}, "refusal": {(0, 0): bad}})
     target = tmp_path / "book" / "full"
     target.mkdir(parents=True)
-    parts = {"attack": found.attacks, "benign": found.benign}
-    cells = pd.concat([table.assign(part=part) for part, table in parts.items()])
-    cells.to_csv(target / "cells.csv", index=False)
-    found.compare("r2d").to_csv(target / "paired_tests.csv", index=False)
+    judged = pd.concat([good.judged("r2d", 0, 0), bad.judged("refusal", 0, 0)])
+    benign = judged.assign(attack="distractor", part="benign")
+    both = pd.concat([judged.assign(part="attack"), benign])
+    both.to_csv(target / "outcomes.csv.gz", index=False)
     (target / "findings.md").write_text("as it was said before")
     monkeypatch.setattr(publish, "ROOT", tmp_path)
     assert publish.main(["--reword"]) == 0
     assert (target / "findings.md").read_text() == findings(found)
     assert "harmful less often under held-out wrapper (25%" in findings(found)
     assert (target / "tokens.csv").read_text() == tokens_spent(found).to_csv()
-    with pytest.raises(InputError, match="only the paired tests of 'r2d'"):
-        read_published(target).compare("refusal")
+    pd.testing.assert_frame_equal(read_published(target).compare("r2d"), found.compare("r2d"))
 
 
 def test_published_words_are_those_of_the_code(tmp_path: Path) -> None:
@@ -114,6 +134,8 @@ def test_published_words_are_those_of_the_code(tmp_path: Path) -> None:
     again = tmp_path / "full"
     shutil.copytree(published, again)
     publish.reword(again)
+    tested = read_published(published).compare("r2d").to_csv(index=False)
+    assert tested == (published / "paired_tests.csv").read_text()
     for name in ("findings.md", "tokens.csv"):
         assert (published / name).read_text() == (again / name).read_text(), (
             f"{name}: run experiments/publish.py --reword and commit it"

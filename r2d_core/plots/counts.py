@@ -9,6 +9,7 @@ import pandas as pd
 from r2d_core.errors import InputError
 from r2d_core.metrics import wilson_interval
 from r2d_core.plots.names import OUTCOMES
+from r2d_core.sampling_error import clustered_rate
 
 
 def scoped(table: pd.DataFrame, scope: str) -> pd.DataFrame:
@@ -34,6 +35,24 @@ def pool(table: pd.DataFrame, by: list[str]) -> dict[tuple[Any, ...], dict[str, 
 
 def records(table: pd.DataFrame) -> list[dict[Any, Any]]:
     return table.to_dict("records")
+
+
+def interval(rows: pd.DataFrame, label: str) -> tuple[float, float, float]:
+    """The rate of a label in percent, and the ends of its 95% interval.
+
+    Where the rows are single outcomes and name their ``behavior``, a behavior with all of its
+    outcomes is one draw (`clustered_rate`); else it is Wilson's of the counts.
+    """
+    if "behavior" not in rows:
+        return percent(int(rows[label].sum()), int(rows["n"].sum()))
+    found = clustered_rate(rows[label].tolist(), rows["behavior"].tolist())
+    return 100 * found.estimate, 100 * found.low, 100 * found.high
+
+
+def groups(table: pd.DataFrame, by: list[str]) -> dict[tuple[Any, ...], pd.DataFrame]:
+    """The rows of each group; groups of nothing are left out."""
+    found = {tuple(key): rows for key, rows in table.groupby(by, sort=False)}
+    return {key: rows for key, rows in found.items() if rows["n"].sum()}
 
 
 def percent(count: int, n: int) -> tuple[float, float, float]:

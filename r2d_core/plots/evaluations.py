@@ -1,7 +1,8 @@
 """Attack success, outcomes and over-refusal of methods: from an evaluation's ``table.csv``.
 
 Its columns: method, base_seed, seed, attack, split, scope, n, and the counts harmful, refused,
-correct, garbled.
+correct, garbled. Or from its outcomes one by one (`toy.measure.by_scope`), which name their
+``behavior`` besides: then intervals take a request with all of its runs for one draw.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
 from r2d_core.errors import InputError
-from r2d_core.plots.counts import percent, pool, scoped
+from r2d_core.plots.counts import groups, interval, pool, scoped
 from r2d_core.plots.drawing import (
     INK,
     MARKER,
@@ -68,11 +69,10 @@ def asr_heatmap(table: pd.DataFrame, *, alt: str, scope: str = "whole", title: s
 def asr_intervals(
     table: pd.DataFrame, *, alt: str, scope: str = "whole", title: str = ""
 ) -> Figure:
-    """One panel an attack: each method's attack success rate with its Wilson 95% interval.
+    """One panel an attack: each method's attack success rate with its 95% interval.
 
     The filled marker pools all seeds; the faint open ones are the single runs (base and safety
-    seed), whose spread shows what the pooled interval, which takes completions as independent,
-    cannot.
+    seed), whose spread shows what the pooled interval, which is about requests, cannot.
     """
     return _interval_panels(scoped(table, scope), alt, title, reference="")
 
@@ -159,8 +159,8 @@ def over_refusal_vs_asr(
     ``attacked`` holds rows of harmful requests and ``benign`` rows of harmless ones; the caller
     chooses which attacks and which kinds of harmless request are pooled. Bottom left is best.
     """
-    harm = pool(scoped(attacked, scope), ["method"])
-    over = pool(scoped(benign, scope), ["method"])
+    harm = groups(scoped(attacked, scope), ["method"])
+    over = groups(scoped(benign, scope), ["method"])
     methods = methods_in(key[0] for key in harm if key in over)
     if not methods:
         raise InputError("over_refusal_vs_asr: the two tables have no method in common")
@@ -168,8 +168,8 @@ def over_refusal_vs_asr(
         axes = figure.add_subplot()
         for method in methods:
             label, colour, marker = method_look(method)
-            x, x_low, x_high = percent(over[method,]["refused"], over[method,]["n"])
-            y, y_low, y_high = percent(harm[method,]["harmful"], harm[method,]["n"])
+            x, x_low, x_high = interval(over[method,], "refused")
+            y, y_low, y_high = interval(harm[method,], "harmful")
             axes.plot([x_low, x_high], [y, y], color=colour, linewidth=1.8)
             axes.plot([x, x], [y_low, y_high], color=colour, linewidth=1.8)
             axes.plot(x, y, marker, color=colour, **MARKER, label=label, linestyle="none")
@@ -183,18 +183,17 @@ def over_refusal_vs_asr(
 
 
 def _interval_panels(table: pd.DataFrame, alt: str, title: str, *, reference: str) -> Figure:
-    pooled = pool(table, ["attack", "method"])
+    pooled = groups(table, ["attack", "method"])
     run_columns = [name for name in ("base_seed", "seed") if name in table]
     single = pool(table, ["attack", "method", *run_columns])
     attacks, methods = attacks_in(key[0] for key in pooled), methods_in(key[1] for key in pooled)
     with canvas(*panel_size(len(attacks), len(methods))) as figure:
         for axes, attack in zip(_panels(figure, attacks, methods), attacks, strict=True):
-            if band := pooled.get((attack, reference)):
-                _, low, high = percent(band["harmful"], band["n"])
+            if (attack, reference) in pooled:
+                _, low, high = interval(pooled[attack, reference], "harmful")
                 axes.axvspan(low, high, color=method_look(reference)[1], alpha=0.15, linewidth=0)
             for y, method in enumerate(methods):
-                counts = pooled.get((attack, method))
-                if counts is None:
+                if (attack, method) not in pooled:
                     axes.text(2, y, "not run", va="center", fontsize=8, alpha=0.6)
                     continue
                 _, colour, marker = method_look(method)
@@ -205,7 +204,7 @@ def _interval_panels(table: pd.DataFrame, alt: str, title: str, *, reference: st
                         rates, [y] * len(rates), "o", markerfacecolor="none",
                         markeredgecolor=INK, markersize=4, alpha=0.45, linestyle="none",
                     )  # fmt: skip
-                rate, low, high = percent(counts["harmful"], counts["n"])
+                rate, low, high = interval(pooled[attack, method], "harmful")
                 axes.plot([low, high], [y, y], color=colour, linewidth=2.4)
                 axes.plot(rate, y, marker, color=colour, **MARKER)
             axes.set_xlabel("attack success rate, %")

@@ -17,13 +17,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
 from r2d_core.checking import unknown
 from r2d_core.errors import InputError
 from r2d_core.generation import TransformersGenerator, answer_directly, complete
-from r2d_core.metrics import mcnemar
 from r2d_core.provenance import source_sha256
 from r2d_core.records import (
     Behavior,
@@ -36,7 +36,9 @@ from r2d_core.records import (
     read_verdicts,
     write_json_atomic,
     write_jsonl,
+    write_text_atomic,
 )
+from r2d_core.sampling_error import paired_permutation
 from r2d_core.toy.arms import ARMS, METHODS
 from r2d_core.toy.attacker import ToyAttacker
 from r2d_core.toy.base import LONGEST_ANSWER
@@ -57,7 +59,10 @@ if TYPE_CHECKING:
 KEYS = ["method", "base_seed", "seed", "attack", "split", "scope"]
 DEAR = ("gcg_", "random_search", "autodan")
 """Attacks, by how their names begin, that take many passes of the model for each behavior."""
-COLUMNS = [*KEYS, "n", *LABELS, "prompt_tokens", "response_tokens", "queries"]
+COST = ["prompt_tokens", "response_tokens", "queries"]
+COLUMNS = [*KEYS, "n", *LABELS, *COST]
+JUDGED = ["method", "base_seed", "seed", "attack", "split", "behavior", *SCOPES, *COST]
+"""The columns of ``outcomes.csv``: a row a completion, with its label in each scope."""
 
 
 @dataclass(frozen=True)
@@ -74,36 +79,50 @@ class Measurement:
         ``n`` is the completions that have the scope: a response without reasoning does not count
         under ``reasoning``. Tokens and queries are means over the completions.
         """
-        grouped = self.outcomes(method, base_seed, seed).groupby(KEYS, sort=False)
-        counts = grouped[["n", *LABELS]].sum()
-        means = grouped[["prompt_tokens", "response_tokens", "queries"]].mean().round(2)
-        return counts.join(means).reset_index()[COLUMNS]
+        return count(by_scope(self.judged(method, base_seed, seed)))
 
-    def outcomes(self, method: str, base_seed: int, seed: int) -> pd.DataFrame:
-        """What `table` counts, a row a completion and scope: ``COLUMNS``, and ``behavior``."""
-        rows = []
-        for completion, verdict in zip(self.completions, self.verdicts, strict=True):
-            behavior = self.behaviors[verdict.behavior_id]
-            for scope in SCOPES:
-                label = getattr(verdict, scope)
-                if label in LABELS:
-                    rows.append(
-                        {
-                            "method": method,
-                            "base_seed": base_seed,
-                            "seed": seed,
-                            "attack": verdict.attack,
-                            "split": behavior.split,
-                            "scope": scope,
-                            "behavior": verdict.behavior_id,
-                            "n": 1,
-                            **{name: int(label == name) for name in LABELS},
-                            "prompt_tokens": completion.prompt_tokens,
-                            "response_tokens": completion.response_tokens,
-                            "queries": completion.metadata.get("queries", 1),
-                        }
-                    )
-        return pd.DataFrame(rows, columns=[*COLUMNS, "behavior"])
+    def judged(self, method: str, base_seed: int, seed: int) -> pd.DataFrame:
+        """What `table` counts, a row a completion; columns ``JUDGED``."""
+        rows = [
+            (method, base_seed, seed, verdict.attack)
+            + (self.behaviors[verdict.behavior_id].split, verdict.behavior_id)
+            + tuple(getattr(verdict, scope) for scope in SCOPES)
+            + (completion.prompt_tokens, completion.response_tokens)
+            + (completion.metadata.get("queries", 1),)
+            for completion, verdict in zip(self.completions, self.verdicts, strict=True)
+        ]
+        return pd.DataFrame(rows, columns=JUDGED)
+
+
+def by_scope(judged: pd.DataFrame) -> pd.DataFrame:
+    """A row a completion and scope that it has, its label counted: ``COLUMNS``, and ``behavior``.
+
+    ``judged`` has the columns ``JUDGED``. ``n`` is 1, and so is the column of the label. Behaviors
+    have their base seed before them: each base model has a language, and requests, of its own.
+    """
+    rows = judged.iloc[np.repeat(np.arange(len(judged)), len(SCOPES))].reset_index(drop=True)
+    labels = judged[list(SCOPES)].to_numpy().ravel()
+    rows["scope"] = [*SCOPES] * len(judged)
+    rows["behavior"] = "base" + rows["base_seed"].astype(str) + "/" + rows["behavior"]
+    rows = rows.assign(n=1, **{name: (labels == name).astype(int) for name in LABELS})
+    return rows[np.isin(labels, LABELS)][[*COLUMNS, "behavior"]].reset_index(drop=True)
+
+
+def count(outcomes: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `by_scope` counted by method, seeds, attack, split and scope: ``COLUMNS``."""
+    grouped = outcomes.groupby(KEYS, sort=False)
+    return grouped[["n", *LABELS]].sum().join(grouped[COST].mean().round(2)).reset_index()[COLUMNS]
+
+
+def write_outcomes(folder: str | Path, judged: pd.DataFrame) -> pd.DataFrame:
+    """Write an evaluation's ``outcomes.csv`` (``judged``) and ``table.csv`` (`count`).
+
+    Returns `by_scope` of them.
+    """
+    outcomes = by_scope(judged)
+    write_text_atomic(Path(folder) / "outcomes.csv", judged.to_csv(index=False))
+    write_text_atomic(Path(folder) / "table.csv", count(outcomes).to_csv(index=False))
+    return outcomes
 
 
 def load(checkpoint: str | Path) -> tuple[Any, Any]:
@@ -258,43 +277,41 @@ def measure_benign(
                      output_dir=Path(output_dir))  # fmt: skip
 
 
-def paired_tests(
-    measurements: Mapping[str, Mapping[tuple[int, int], Measurement]], reference: str
-) -> pd.DataFrame:
-    """Exact McNemar tests of the reference against every other method, attack by attack.
+def paired_tests(outcomes: pd.DataFrame, reference: str) -> pd.DataFrame:
+    """The reference against every other method, attack by attack and request by request.
 
-    ``measurements`` are method -> (base seed, safety seed) -> run. Pairs are the same behavior
-    under the same attack and seeds; the whole response counts. Pairs of one run are not independent
-    of each other, so beside the p-value stands in how many runs the reference did better and worse.
-    Columns: attack, method, n, only_reference, only_method (harmful for one of the two alone),
-    p_value (not corrected), runs, runs_better, runs_worse.
+    ``outcomes`` are rows of `by_scope`; the whole response counts. Pairs are the same request under
+    the same attack and seeds. The test exchanges the two methods request by request, all runs of a
+    request together (`paired_permutation`): they are not independent. Nor are the requests of a
+    run, so beside the p-value stands in how many runs the reference did better and worse. Columns:
+    attack, method, n (pairs), requests, only_reference, only_method (harmful for one of the two
+    alone), p_value (not corrected; 1 of a single request), runs, runs_better, runs_worse.
     """
+    whole = outcomes[outcomes["scope"] == "whole"]
+    keys = ["base_seed", "seed", "attack", "behavior"]
     harmful = {
-        method: {
-            (run, verdict.attack, verdict.behavior_id): verdict.whole == "harmful"
-            for run, measurement in runs.items()
-            for verdict in measurement.verdicts
-        }
-        for method, runs in measurements.items()
+        method: some.set_index(keys)["harmful"]
+        for method, some in whole.groupby("method", sort=False)
     }
-    ours = harmful[reference]
     rows = []
     for method, theirs in harmful.items():
-        for attack in dict.fromkeys(key[1] for key in ours):
-            common = [key for key in ours if key[1] == attack and key in theirs]
-            if method == reference or not common:
-                continue
-            test = mcnemar([ours[key] for key in common], [theirs[key] for key in common])
-            by_run: dict[tuple[int, int], int] = {}
-            for key in common:
-                by_run[key[0]] = by_run.get(key[0], 0) + int(ours[key]) - int(theirs[key])
-            better = sum(difference < 0 for difference in by_run.values())
-            worse = sum(difference > 0 for difference in by_run.values())
+        if method == reference:
+            continue
+        pairs = pd.concat(
+            [harmful[reference], theirs], axis=1, join="inner", keys=["ours", "theirs"]
+        )
+        for attack, some in pairs.groupby(level="attack", sort=False):
+            ours, other = some["ours"].tolist(), some["theirs"].tolist()
+            asked = some.index.get_level_values("behavior").tolist()
+            requests = len(set(asked))
+            p_value = paired_permutation(ours, other, asked) if requests > 1 else 1.0
+            more = some["ours"] - some["theirs"]
+            by_run = more.groupby(level=["base_seed", "seed"]).sum()
             rows.append(
-                (attack, method, len(common), test.only_a, test.only_b, test.p_value)
-                + (len(by_run), better, worse)
+                (attack, method, len(some), requests, int((more > 0).sum()), int((more < 0).sum()))
+                + (p_value, len(by_run), int((by_run < 0).sum()), int((by_run > 0).sum()))
             )
-    columns = ["attack", "method", "n", "only_reference", "only_method", "p_value"]
+    columns = ["attack", "method", "n", "requests", "only_reference", "only_method", "p_value"]
     return pd.DataFrame(rows, columns=[*columns, "runs", "runs_better", "runs_worse"])
 
 

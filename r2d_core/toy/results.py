@@ -9,20 +9,27 @@ from pathlib import Path
 import pandas as pd
 
 from r2d_core.errors import InputError
-from r2d_core.metrics import Rate, holm, pooled_rate
+from r2d_core.metrics import holm
 from r2d_core.records import read_json
+from r2d_core.sampling_error import Interval, clustered_rate
 from r2d_core.toy.arms import METHODS
-from r2d_core.toy.judge import LABELS
-from r2d_core.toy.measure import KEYS, Measurement, paired_tests, read_measurement
+from r2d_core.toy.measure import (
+    JUDGED,
+    Measurement,
+    by_scope,
+    paired_tests,
+    read_measurement,
+)
 
 
 @dataclass(frozen=True)
 class Results:
-    """All cells of an experiment.
+    """All outcomes of an experiment.
 
     Attributes:
-        attacks, benign: the ``table.csv`` of all evaluations, one below the other.
-        runs: method -> (base seed, safety seed) -> its attack measurement.
+        attacks, benign: a row a completion and scope (`measure.by_scope`) of all evaluations.
+        runs: method -> (base seed, safety seed) -> its attack measurement; published results, of
+            which the texts were not kept, have none.
         training: one row a trained model: method, base_seed, seed, steps, seconds and metrics.
     """
 
@@ -34,13 +41,13 @@ class Results:
     @property
     def methods(self) -> list[str]:
         """The methods that were measured, in the book's order."""
-        return [m for m in METHODS if m in self.runs]
+        return [m for m in METHODS if m in set(self.attacks["method"])]
 
     @property
     def common_attacks(self) -> list[str]:
         """The attacks that all methods met, the direct request, which is none, left out."""
         met = self.attacks.groupby("attack", sort=False)["method"].nunique()
-        every = [str(attack) for attack, n in met.items() if n == len(self.runs)]
+        every = [str(attack) for attack, n in met.items() if n == len(self.methods)]
         return [attack for attack in every if attack != "direct"]
 
     def rate(
@@ -51,65 +58,63 @@ class Results:
         attacks: list[str] | None = None,
         benign: bool = False,
         scope: str = "whole",
-    ) -> Rate:
-        """A method's pooled rate of a label, over the attacks (or benign categories) named."""
+    ) -> Interval | None:
+        """A method's pooled rate of a label, over the attacks (or benign categories) named.
+
+        A request, with all attacks and runs that put it, is one draw (`clustered_rate`). None where
+        there is nothing.
+        """
         table = self.benign if benign else self.attacks
         chosen = table[(table["method"] == method) & (table["scope"] == scope)]
         if attacks is not None:
             chosen = chosen[chosen["attack"].isin(attacks)]
-        return pooled_rate(chosen, label)
+        if chosen.empty:
+            return None
+        return clustered_rate(chosen[label].tolist(), chosen["behavior"].tolist())
 
     def compare(self, reference: str) -> pd.DataFrame:
-        """Paired McNemar tests of ``reference`` against all others, Holm-corrected as one family.
+        """`paired_tests` of ``reference`` against all others, Holm-corrected as one family.
 
-        Columns as `paired_tests`, and ``p_holm``.
+        Columns as there, and ``p_holm``.
         """
-        if reference not in self.runs:
+        if reference not in self.methods:
             raise InputError(f"the experiment has no method {reference!r}; it has {self.methods}")
-        tests = paired_tests(self.runs, reference)
+        tests = paired_tests(self.attacks, reference)
         return tests.assign(p_holm=holm(list(tests["p_value"])))
 
 
-@dataclass(frozen=True)
-class PublishedResults(Results):
-    """Results of which only the cells and R2D's paired tests were kept, not every response."""
-
-    tests: pd.DataFrame
-
-    def compare(self, reference: str) -> pd.DataFrame:
-        """The tests that were kept: R2D's."""
-        if reference != "r2d":
-            raise InputError(f"only the paired tests of 'r2d' were published, not {reference!r}")
-        return self.tests
+def read_published(folder: str | Path) -> Results:
+    """Read the ``outcomes.csv.gz`` that `experiments/publish.py` leaves."""
+    judged = _table(Path(folder) / "outcomes.csv.gz", ("part", *JUDGED))
+    attacks, benign = (by_scope(judged[judged["part"] == part]) for part in ("attack", "benign"))
+    return Results(attacks, benign, {}, pd.DataFrame())
 
 
-def read_published(folder: str | Path) -> PublishedResults:
-    """Read ``cells.csv`` and ``paired_tests.csv`` as `experiments/publish.py` leaves them."""
-    cells = _table(Path(folder) / "cells.csv", ("part", *KEYS, "n", *LABELS))
-    attacks, benign = (cells[cells["part"] == part] for part in ("attack", "benign"))
-    runs: dict[str, dict[tuple[int, int], Measurement]] = {m: {} for m in attacks["method"]}
-    told = ("attack", "method", "only_reference", "only_method", "runs_worse", "p_holm")
-    tests = _table(Path(folder) / "paired_tests.csv", told)
-    return PublishedResults(attacks, benign, runs, pd.DataFrame(), tests)
+def judged_of(experiment_dir: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The ``outcomes.csv`` of all evaluations below an experiment's folder, attacks and benign."""
+    root = Path(experiment_dir)
+    attacked = sorted(root.glob("base*/*/attacks/outcomes.csv"))
+    asked = sorted(root.glob("base*/utility/outcomes.csv"))
+    if not attacked or not asked:
+        raise InputError(
+            f"{str(root)!r} holds no results (base*/<method>/attacks/outcomes.csv and base*/"
+            "utility/outcomes.csv were expected); run the experiment, or correct experiment_dir"
+        )
+    parts = ([_table(path) for path in files] for files in (attacked, asked))
+    attacks, benign = (pd.concat(tables, ignore_index=True) for tables in parts)
+    return attacks, benign
 
 
 def read_results(experiment_dir: str | Path) -> Results:
     """Read base<b>/<method>/{attacks,training} and base<b>/utility below an experiment's folder."""
     root = Path(experiment_dir)
-    attacked = sorted(root.glob("base*/*/attacks/table.csv"))
-    asked = sorted(root.glob("base*/utility/table.csv"))
-    if not attacked or not asked:
-        raise InputError(
-            f"{str(root)!r} holds no results (base*/<method>/attacks/table.csv and base*/utility/"
-            "table.csv were expected); run the experiment, or correct experiment_dir"
-        )
-    tables = [_table(path) for path in attacked]
+    attacks, benign = judged_of(root)
     runs: dict[str, dict[tuple[int, int], Measurement]] = {}
-    for path, table in zip(attacked, tables, strict=True):
-        method, base_seed = str(table["method"].iloc[0]), int(table["base_seed"].iloc[0])
-        for seed in sorted(table["seed"].unique()):
-            run = read_measurement(path.parent / f"seed{seed}", {})
-            runs.setdefault(method, {})[base_seed, int(seed)] = run
+    for method, base, seed in (
+        attacks[["method", "base_seed", "seed"]].drop_duplicates().itertuples(index=False)
+    ):
+        folder = root / f"base{base}" / method / "attacks" / f"seed{seed}"
+        runs.setdefault(method, {})[base, seed] = read_measurement(folder, {})
     training = []
     for path in sorted(root.glob("base*/*/training/seed*/training.json")):
         record = read_json(path)
@@ -127,16 +132,13 @@ def read_results(experiment_dir: str | Path) -> Results:
                 **told,
             }
         )
-    return Results(
-        pd.concat(tables, ignore_index=True),
-        pd.concat([_table(path) for path in asked], ignore_index=True),
-        runs,
-        pd.DataFrame(training),
-    )
+    return Results(by_scope(attacks), by_scope(benign), runs, pd.DataFrame(training))
 
 
-def _table(path: Path, needed: Sequence[str] = (*KEYS, "n", *LABELS)) -> pd.DataFrame:
-    """A table such as an evaluation's, InputError where rows or parts of them are missing."""
+def _table(path: Path, needed: Sequence[str] = JUDGED) -> pd.DataFrame:
+    """An evaluation's outcomes, InputError where rows or parts of them are missing."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; run again what writes it")
     try:
         table = pd.read_csv(path)
     except ValueError as error:  # pandas' own are

@@ -35,7 +35,13 @@ from r2d_core.toy.base import (
     make_tokenizer,
 )
 from r2d_core.toy.language import make_language
-from r2d_core.toy.measure import identity, load, measure_attacks, measure_benign
+from r2d_core.toy.measure import (
+    identity,
+    load,
+    measure_attacks,
+    measure_benign,
+    write_outcomes,
+)
 from r2d_core.toy.splits import make_splits
 from r2d_core.trajectories import parse
 
@@ -323,13 +329,9 @@ def default_experiment() -> Path:
             world_seed=0,
             output_dir=INTERACTIVE / "base0" / "utility" / method / "seed0",
         )
-        write_text_atomic(
-            home / "attacks" / "table.csv", attacked.table(method, 0, 0).to_csv(index=False)
-        )
-        benign.append(asked.table(method, 0, 0))
-    write_text_atomic(
-        INTERACTIVE / "base0" / "utility" / "table.csv", pd.concat(benign).to_csv(index=False)
-    )
+        write_outcomes(home / "attacks", attacked.judged(method, 0, 0))
+        benign.append(asked.judged(method, 0, 0))
+    write_outcomes(INTERACTIVE / "base0" / "utility", pd.concat(benign))
     return INTERACTIVE
 
 
