@@ -38,7 +38,6 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
-import pandas as pd
 import yaml
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -49,13 +48,15 @@ from r2d_core.errors import InputError
 from r2d_core.experiment import Experiment, load_experiment
 from r2d_core.provenance import provenance
 from r2d_core.records import atomic_directory, write_text_atomic
+from r2d_core.toy.measure import by_scope
+from r2d_core.toy.results import judged_of
 
 ROOT = Path(__file__).resolve().parents[1]
 SMOKE_BANNER = (
     "<strong>Smoke test.</strong> This build's own runs are so small that they only show that the "
     "machinery works. The numbers mean nothing, those of the full experiment excepted."
 )
-DATA = (".csv", ".json", ".jsonl", ".yaml")  # a run's files that its page offers
+DATA = (".csv", ".gz", ".json", ".jsonl", ".yaml")  # a run's files that its page offers
 MEASURED = {  # chapters of measurements that are committed, and their files
     "09_the_loss": ["benchmarks/results/loss-*"],
     "11_authors_recipe": ["book/recipes/paper_*", "book/recipes/effects_*"],
@@ -328,12 +329,9 @@ def _stage_generated(root: Path, results: Path, target: Path) -> None:
         "main_figure.md": _raw_figure(figure),
         "findings.md": findings,
     }
-    tables = sorted(results.glob("base*/*/attacks/table.csv"))
-    if not tables:
-        raise InputError(f"{results}: no base*/*/attacks/table.csv; finish the experiment")
-    ours = pd.concat([pd.read_csv(table) for table in tables])
+    attacks, _ = judged_of(results)
     paper = paper_tables.read_paper(root / "book" / "paper_results.csv")
-    parts |= paper_tables.pages(paper, ours)
+    parts |= paper_tables.pages(paper, by_scope(attacks))
     parts |= _full_experiment(root / "book" / "full")
     for file, text in parts.items():
         write_text_atomic(target / file, text + "\n")
@@ -389,7 +387,7 @@ def _stage_data(results: Path, target: Path, name: str) -> list[tuple[str, int]]
         for file in sorted(results.rglob("*")):
             inside = file.relative_to(results)
             hidden = any(part.startswith(".") for part in inside.parts)
-            wanted = file.suffix in (".csv", ".json", ".jsonl", ".svg", ".md", ".yaml")
+            wanted = file.suffix in (".csv", ".gz", ".json", ".jsonl", ".svg", ".md", ".yaml")
             if file.is_file() and wanted and not hidden and "model" not in inside.parts:
                 # One date for all, so that equal results make an equal archive.
                 entry = zipfile.ZipInfo(f"r2d-{name}/{inside.as_posix()}", (1980, 1, 1, 0, 0, 0))

@@ -20,7 +20,7 @@ from scipy.stats import fisher_exact
 from r2d_core.errors import InputError
 from r2d_core.metrics import Rate, holm
 from r2d_core.plots import paper_intervals
-from r2d_core.sampling_error import behaviors_needed, pairs_needed
+from r2d_core.sampling_error import Interval, behaviors_needed, clustered_rate, pairs_needed
 
 N = 100  # prompts behind each of the paper's attack success rates
 ANALOGUES = {"PAIR": "refinement", "GCG": "gcg_answer", "JBC": "wrapper"}
@@ -48,7 +48,7 @@ def read_paper(path: Path) -> pd.DataFrame:
 def pages(paper: pd.DataFrame, ours: pd.DataFrame) -> dict[str, str]:
     """The generated parts of the page on the paper, by file name, as MyST Markdown.
 
-    ``ours`` holds the rows of all ``attacks/table.csv`` of the experiment.
+    ``ours`` holds the outcomes under attack of all runs of the experiment (`measure.by_scope`).
     """
     asr = paper[paper["metric"] == "ASR"]
     main, reasoning = asr[asr["table"] == 1], asr[asr["table"] == 2]
@@ -324,8 +324,10 @@ def _beside(asr: pd.DataFrame, ours: pd.DataFrame) -> str:
     # What the ablations repeat from the main table is counted once.
     cells = asr.drop_duplicates(["model", "task", "method"]).astype({"value": float})
     whole = ours[ours["scope"] == "whole"]
-    sums = whole.groupby(["attack", "method"])[["harmful", "n"]].sum()
-    counts = dict(zip(sums.index, sums.itertuples(index=False), strict=True))
+    measured = {
+        key: clustered_rate(some["harmful"].tolist(), some["behavior"].tolist())
+        for key, some in whole.groupby(["attack", "method"], sort=False)
+    }
     body = []
     for task, attack in ANALOGUES.items():
         for label, method in ARMS.items():
@@ -335,11 +337,8 @@ def _beside(asr: pd.DataFrame, ours: pd.DataFrame) -> str:
                 f"{_pooled(paper)} <small>({len(values)} models: {values.min():.0f} to "
                 f"{values.max():.0f})</small>"
             )
-            if (attack, method) in counts:
-                harmful, n = counts[attack, method]
-                own = _pooled(Rate(int(harmful), int(n)))
-            else:
-                own = "not run"
+            found = measured.get((attack, method))
+            own = "not run" if found is None else _of_requests(found)
             body.append(
                 [
                     _th(f"{task} / {attack}"),
@@ -350,12 +349,17 @@ def _beside(asr: pd.DataFrame, ours: pd.DataFrame) -> str:
             )
     heads = ["attack: paper / here", "method: paper / here",
              "paper: its models pooled [95% interval] (their range)",
-             "here: all runs pooled [95% interval]"]  # fmt: skip
+             "here: all runs pooled [95% interval over requests]"]  # fmt: skip
     return _table("Attack success rate, %: the paper's models and our experiment", heads, body)
 
 
 def _pooled(rate: Rate) -> str:
     return f"{100 * rate.rate:.1f} <small>{_interval(rate)}, n={rate.n}</small>"
+
+
+def _of_requests(rate: Interval) -> str:
+    bounds = f"[{100 * rate.low:.1f}, {100 * rate.high:.1f}]"
+    return f"{100 * rate.estimate:.1f} <small>{bounds}, n={rate.n}</small>"
 
 
 def _interval(rate: Rate) -> str:

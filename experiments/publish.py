@@ -26,6 +26,7 @@ from r2d_core.metrics import wilson_interval
 from r2d_core.records import atomic_directory, write_text_atomic
 from r2d_core.toy.findings import findings, tokens_spent
 from r2d_core.toy.judge import LABELS
+from r2d_core.toy.measure import packed
 from r2d_core.toy.results import judged_of, read_published
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -92,9 +93,7 @@ def publish(results: Path, grid: Path, target: Path) -> list[Path]:
             shutil.copyfile(file, Path(folder) / file.name)
         shutil.copyfile(grid, Path(folder) / "grid.yaml")
         table.to_csv(Path(folder) / "cells.csv", index=False)
-        # Without the time in its head the file is the same whenever it is made.
-        compression = {"method": "gzip", "mtime": 0}
-        judged.to_csv(Path(folder) / "outcomes.csv.gz", index=False, compression=compression)
+        (Path(folder) / "outcomes.csv.gz").write_bytes(packed(judged))
     made = ("grid.yaml", "cells.csv", "outcomes.csv.gz")
     return [target / name for name in (*(file.name for file in sources), *made)]
 

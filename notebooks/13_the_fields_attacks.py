@@ -61,10 +61,9 @@ import pandas as pd
 from IPython.display import HTML, Markdown, display
 
 from r2d_core import plots
-from r2d_core.metrics import Rate
 from r2d_core.provenance import footer_html, provenance
-from r2d_core.records import write_json_atomic, write_text_atomic
-from r2d_core.sampling_error import mean_over_runs, tokens_by_run
+from r2d_core.records import write_json_atomic
+from r2d_core.sampling_error import clustered_matrix, mean_over_runs, tokens_by_run
 from r2d_core.toy.field import (
     ATTACKED,
     SETTINGS,
@@ -72,45 +71,44 @@ from r2d_core.toy.field import (
     better_than_asking,
     measure_field_attacks,
 )
+from r2d_core.toy.measure import by_scope, read_judged
 
 folder = Path(tables_dir)
 if recompute or not (folder / "field.json").is_file():
     folder = Path(output_dir)
-    table = measure_field_attacks(
+    measure_field_attacks(
         methods, attacks or ATTACKED, seeds,
         models_dir=models_dir, partition=partition, n_per_split=n_per_split,
         n_gradient=n_gradient, world_seed=world_seed, output_dir=output_dir,
     )  # fmt: skip
-    write_text_atomic(folder / "field.csv", table.to_csv(index=False))
     made = provenance(parameters, seeds, started) | {"test": TEST, "settings": SETTINGS}
     write_json_atomic(folder / "field.json", made)
-table = pd.read_csv(folder / "field.csv", keep_default_na=False)
+outcomes = by_scope(read_judged(folder / "field_outcomes.csv.gz"))
 record = json.loads((folder / "field.json").read_text())
 
 # %% [markdown]
 # ## Attack success rate
 #
-# Harmful by the exact judge, whole response, seeds pooled, with Wilson 95% intervals. Beside it the
-# queries an attack spent on a request (passes of the model, for those that use gradients or
-# log-probabilities).
+# Harmful by the exact judge, whole response, seeds pooled, with 95% intervals that take a request
+# with all of its seeds for one draw. Beside it the queries an attack spent on a request (passes of
+# the model, for those that use gradients or log-probabilities).
 
 # %% tags=["hide-input"]
-whole = table[table["scope"] == "whole"]
+whole = outcomes[outcomes["scope"] == "whole"]
 plots.asr_intervals(
-    whole, alt="Attack success rate of each attack on each method, with Wilson intervals."
+    whole, alt="Attack success rate of each attack on each method, with 95% intervals."
 )
 
 # %% tags=["hide-input"]
-rows = []
-for (attack, method), some in whole.groupby(["attack", "method"], sort=False):
-    rate = Rate(int(some["harmful"].sum()), int(some["n"].sum()))
-    spent = str(mean_over_runs(tokens_by_run(some, "queries")))
-    rows.append({"attack": attack, "method": method, "harmful": str(rate), "queries": spent})
-wide = pd.DataFrame(rows).pivot(index="attack", columns="method", values=["harmful", "queries"])
-order = [a for a in dict.fromkeys(whole["attack"])]
+harmful = clustered_matrix(whole, "attack", "method", "harmful")
+spent = {
+    key: str(mean_over_runs(tokens_by_run(some, "queries")))
+    for key, some in whole.groupby(["attack", "method"], sort=False)
+}
+queries = pd.Series(spent).unstack().reindex_like(harmful)
 display(
     plots.table(
-        wide.loc[order].set_axis([f"{m}: {what}" for what, m in wide.columns], axis=1),
+        pd.concat([harmful.add_suffix(": harmful"), queries.add_suffix(": queries")], axis=1),
         caption="Harmful responses, and mean queries a request with 95% interval over the runs (n)",
         missing="no meaning for this method",
     )
@@ -155,7 +153,7 @@ if len(curves):
         plots.budget_curves(
             curves,
             alt="Attack success rate of each search against the queries it may spend, one line a "
-            "method, with Wilson bands; the numbers are in field_budgets.csv.",
+            "method, with bands of 95%; the numbers are in field_budgets.csv.",
         )
     )
 

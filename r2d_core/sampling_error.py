@@ -250,14 +250,18 @@ def seed_matrix(counts: pd.DataFrame, row: str, label: str) -> pd.DataFrame:
 
 
 def budget_curve(
-    queries_to_jailbreak: Sequence[int | None], budgets: Sequence[int] | None = None
+    queries_to_jailbreak: Sequence[int | None],
+    budgets: Sequence[int] | None = None,
+    *,
+    behaviors: Sequence[Hashable] | None = None,
 ) -> pd.DataFrame:
     """Attack success rate against queries: what the attack would have reached with each budget.
 
     ``queries_to_jailbreak[i]`` is the query, from 1, at which behavior i first gave way, None where
-    it never did. Columns budget, successes, n, rate, low, high (Wilson). Default budgets: 1 and
-    every number of queries at which something happened. Raises InputError without behaviors, and
-    for counts below 1.
+    it never did; where a behavior is there more than once (seeds), ``behaviors[i]`` says which it
+    is. Columns budget, successes, n, rate, low, high (Wilson's; with ``behaviors``
+    `clustered_rate`'s). Default budgets: 1 and every number of queries at which something happened.
+    Raises InputError without behaviors, and for counts below 1.
     """
     found = [q for q in queries_to_jailbreak if q is not None]
     if not len(queries_to_jailbreak):
@@ -266,8 +270,13 @@ def budget_curve(
         raise InputError(f"queries are counted from 1, got {wrong[0]}")
     rows = []
     for budget in sorted({1, *found}) if budgets is None else budgets:
-        rate = Rate(sum(q <= budget for q in found), len(queries_to_jailbreak))
-        rows.append((budget, rate.successes, rate.n, rate.rate, rate.low, rate.high))
+        hits = [q is not None and q <= budget for q in queries_to_jailbreak]
+        if behaviors is None:
+            low, high = wilson_interval(sum(hits), len(hits))
+        else:
+            found_rate = clustered_rate(hits, behaviors)
+            low, high = found_rate.low, found_rate.high
+        rows.append((budget, sum(hits), len(hits), sum(hits) / len(hits), low, high))
     return pd.DataFrame(rows, columns=["budget", "successes", "n", "rate", "low", "high"])
 
 

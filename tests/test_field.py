@@ -32,7 +32,7 @@ from r2d_core.toy.field import (
     surrogate_of,
 )
 from r2d_core.toy.language import make_language
-from r2d_core.toy.measure import Measurement
+from r2d_core.toy.measure import Measurement, by_scope, read_judged
 from r2d_core.toy.splits import make_splits
 
 LANGUAGE = make_language(0)
@@ -159,7 +159,9 @@ def test_reasons_are_given_for_the_attacks_that_beat_asking_on_no_method():
 def test_budgets_are_of_first_successes_over_all_seeds():
     def run(*queries: tuple[int, int | None]) -> Measurement:
         spent = [{"queries": n, "queries_to_jailbreak": first} for n, first in queries]
-        answers = [Completion("b", "pair", "p", "text", metadata=each) for each in spent]
+        answers = [
+            Completion(f"b{i}", "pair", "p", "text", metadata=each) for i, each in enumerate(spent)
+        ]
         return Measurement({}, [*answers, Completion("b", "direct", "p", "text")], [])
 
     runs = {("r2d", 0): run((4, 4), (9, None)), ("r2d", 1): run((9, 2))}
@@ -168,6 +170,13 @@ def test_budgets_are_of_first_successes_over_all_seeds():
     assert list(curves["budget"]) == [1, 2, 4, 9]  # on to what was spent, though it won nothing
     assert list(curves["successes"]) == [0, 1, 2, 2] and set(curves["n"]) == {3}
     assert _budgets({}).startswith("attack,method,budget")
+    # Seeds that do the same to a request leave the interval of one.
+    twice = {("r2d", seed): run((4, 4), (9, None)) for seed in (0, 1)}
+    bounds = [
+        pd.read_csv(io.StringIO(_budgets(some)))[["rate", "low", "high"]].to_numpy().tolist()
+        for some in (twice, {("r2d", 0): run((4, 4), (9, None))})
+    ]
+    assert bounds[0] == bounds[1]
 
 
 def test_measured_with_models_of_a_grid(tmp_path, monkeypatch):
@@ -198,7 +207,9 @@ def test_measured_with_models_of_a_grid(tmp_path, monkeypatch):
         return run(self, behaviors, target, material, seed)
 
     monkeypatch.setattr(GCGTransfer, "run", noting)
-    table = measure_field_attacks(["refusal", "r2d"], names, [0], **options)
+    judged = measure_field_attacks(["refusal", "r2d"], names, [0], **options)
+    table = pd.read_csv(tmp_path / "out" / "field.csv")
+    assert table["n"].sum() == len(by_scope(judged))
     asked = {method: set(some["attack"]) for method, some in table.groupby("method")}
     assert asked == {"r2d": set(names), "refusal": set(names) - {"forged_prompt"}}
     queries = table[table["scope"] == "whole"].set_index(["attack", "method"])["queries"]
@@ -213,7 +224,9 @@ def test_measured_with_models_of_a_grid(tmp_path, monkeypatch):
     assert (of_pair["budget"].max() >= spent).all()
     assert (of_pair["n"].first() == 3).all()
     again = measure_field_attacks(["refusal", "r2d"], names, [0], **options)
-    pd.testing.assert_frame_equal(again, table)
+    pd.testing.assert_frame_equal(again, judged)
+    read = read_judged(tmp_path / "out" / "field_outcomes.csv.gz")
+    pd.testing.assert_frame_equal(read, judged, check_dtype=False)
     assert not list((tmp_path / "out").rglob("*-progress"))
     # By transfer: made on the other method's model, never on the one that is attacked.
     for (attacked, surrogates), of in zip(made_on, ("r2d", "refusal"), strict=True):

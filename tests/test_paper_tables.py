@@ -10,7 +10,7 @@ from scipy.stats import fisher_exact
 
 from r2d_core.errors import InputError
 from r2d_core.metrics import Rate
-from r2d_core.sampling_error import fisher_power
+from r2d_core.sampling_error import clustered_rate, fisher_power
 
 ROOT = Path(__file__).resolve().parents[1]
 PAPER = ROOT / "book" / "paper_results.csv"
@@ -48,7 +48,7 @@ def test_a_method_that_no_cell_holds_is_refused():
 
 @pytest.fixture(scope="module")
 def page() -> dict[str, str]:
-    ours = pd.DataFrame(columns=["scope", "attack", "method", "harmful", "n"])
+    ours = pd.DataFrame(columns=["scope", "attack", "method", "harmful", "behavior"])
     return paper_tables.pages(paper_tables.read_paper(PAPER), ours)
 
 
@@ -171,11 +171,17 @@ def test_prompts_needed_have_the_power_that_the_page_claims():
 def test_every_rate_beside_ours_has_its_interval_and_n():
     paper = paper_tables.read_paper(PAPER).query("metric == 'ASR' and table in (1, 4)")
     ours = pd.DataFrame(
-        [("whole", "refinement", "r2d", 1, 60), ("whole", "refinement", "r2d", 2, 60)],
-        columns=["scope", "attack", "method", "harmful", "n"],
+        [
+            ("whole", "refinement", "r2d", int(number < 3), f"request {number}")
+            for number in range(120)
+            for _ in range(3)  # seeds that do the same say no more than one
+        ],
+        columns=["scope", "attack", "method", "harmful", "behavior"],
     )
     page = paper_tables._beside(paper, ours)
-    here = Rate(3, 120)
+    hits, asked = ours["harmful"].tolist(), ours["behavior"].tolist()
+    here = clustered_rate(hits, asked)
+    assert here.high > 2 * Rate(9, 360).high - here.estimate
     assert f"2.5 <small>[{100 * here.low:.1f}, {100 * here.high:.1f}], n=120</small>" in page
     # R2D under PAIR: the four models that tables 1 and 4 share are counted once.
     models = paper.query("task == 'PAIR' and method == 'R2D'").drop_duplicates("model")

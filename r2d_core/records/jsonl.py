@@ -158,7 +158,7 @@ def write_jsonl(path: str | os.PathLike[str], rows: Iterable[Record]) -> None:
     for number, row in enumerate(rows, start=1):
         values = {each.name: getattr(row, each.name) for each in dataclasses.fields(row)}
         lines.append(_to_json(values, f"{path}:{number}") + b"\n")
-    _write_bytes_atomic(Path(path), b"".join(lines))
+    write_bytes_atomic(Path(path), b"".join(lines))
 
 
 def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:
@@ -166,12 +166,12 @@ def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:
 
     Missing parent directories are made. Line ends are written as they are given.
     """
-    _write_bytes_atomic(Path(path), text.encode("utf-8"))
+    write_bytes_atomic(Path(path), text.encode("utf-8"))
 
 
 def write_json_atomic(path: str | os.PathLike[str], value: Any) -> None:
     """Write one JSON document, indented, atomically; InputError for what JSON cannot hold (nan)."""
-    _write_bytes_atomic(Path(path), _to_json(value, str(path), indent=2) + b"\n")
+    write_bytes_atomic(Path(path), _to_json(value, str(path), indent=2) + b"\n")
 
 
 def check_json(value: Any, place: str) -> None:
@@ -269,7 +269,8 @@ def _to_json(value: Any, place: str, indent: int | None = None) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
-def _write_bytes_atomic(path: Path, content: bytes) -> None:
+def write_bytes_atomic(path: Path, content: bytes) -> None:
+    """As `write_text_atomic`, for bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _sibling(path)
     try:

@@ -11,9 +11,9 @@ from typing import Any
 import pandas as pd
 
 from r2d_core.metrics import holm
-from r2d_core.records import write_text_atomic
+from r2d_core.records import write_bytes_atomic, write_text_atomic
 from r2d_core.sampling_error import budget_curve, paired_permutation
-from r2d_core.toy.measure import Measurement, measure_attacks
+from r2d_core.toy.measure import Measurement, by_scope, count, measure_attacks, packed
 from r2d_core.toy.stages import default_checkpoint
 
 ATTACKED = (
@@ -105,8 +105,10 @@ def measure_field_attacks(
     world_seed: int,
     output_dir: str | Path,
 ) -> pd.DataFrame:
-    """The table of `Measurement.table` over methods and seeds. Writes besides ``field_tests.csv``
-    (each attack against the direct request) and ``field_budgets.csv`` (success against queries).
+    """`Measurement.judged` of all methods and seeds.
+
+    Writes it as ``field_outcomes.csv.gz``, and ``field.csv`` (counted), ``field_tests.csv`` (each
+    attack against the direct request) and ``field_budgets.csv`` (success against queries).
 
     ``models_dir`` holds METHOD/training/seedN/model, as the grid leaves them; with "" the methods
     are trained where they are not. What was measured before is read, not measured again.
@@ -119,7 +121,7 @@ def measure_field_attacks(
             return Path(models_dir) / method / "training" / f"seed{seed}" / "model"
         return Path(default_checkpoint(method, seed, world_seed))
 
-    tables, runs = [], {}
+    parts_judged, runs = [], {}
     for method in methods:
         other = surrogate_of(method, methods)
         for seed in seeds:
@@ -159,11 +161,15 @@ def measure_field_attacks(
                 [completion for part in parts for completion in part.completions],
                 [verdict for part in parts for verdict in part.verdicts],
             )
-            tables.append(run.table(method, base_seed=world_seed, seed=seed))
+            parts_judged.append(run.judged(method, base_seed=world_seed, seed=seed))
             runs[method, seed] = run
-    write_text_atomic(Path(output_dir) / "field_tests.csv", _against_direct(runs))
-    write_text_atomic(Path(output_dir) / "field_budgets.csv", _budgets(runs))
-    return pd.concat(tables, ignore_index=True)
+    folder = Path(output_dir)
+    judged = pd.concat(parts_judged, ignore_index=True)
+    write_bytes_atomic(folder / "field_outcomes.csv.gz", packed(judged))
+    write_text_atomic(folder / "field.csv", count(by_scope(judged)).to_csv(index=False))
+    write_text_atomic(folder / "field_tests.csv", _against_direct(runs))
+    write_text_atomic(folder / "field_budgets.csv", _budgets(runs))
+    return judged
 
 
 def surrogate_of(method: str, methods: Sequence[str]) -> str | None:
@@ -246,20 +252,22 @@ def _against_direct(runs: dict[tuple[str, int], Measurement]) -> str:
 def _budgets(runs: dict[tuple[str, int], Measurement]) -> str:
     """CSV: attack, method and `budget_curve`'s columns, for the attacks that look at answers.
 
-    Seeds are pooled. A curve ends at the largest number of queries that the attack spent.
+    Seeds are pooled, all of a request being one draw. A curve ends at the largest number of queries
+    that the attack spent.
     """
-    found: dict[tuple[str, str], list[tuple[int, int | None]]] = {}
+    found: dict[tuple[str, str], list[tuple[int, int | None, str]]] = {}
     for (method, _), run in runs.items():
         for completion in run.completions:
             if "queries_to_jailbreak" in completion.metadata:
                 spent = completion.metadata["queries"], completion.metadata["queries_to_jailbreak"]
-                found.setdefault((completion.attack, method), []).append(spent)
+                of = (completion.attack, method)
+                found.setdefault(of, []).append((*spent, completion.behavior_id))
     curves = []
     for (attack, method), queries in found.items():
-        successes = [first for _, first in queries]
-        most = max(1, *(spent for spent, _ in queries))
+        all_spent, successes, behaviors = zip(*queries, strict=True)
+        most = max(1, *all_spent)
         steps = sorted({1, most, *(first for first in successes if first is not None)})
-        curve = budget_curve(successes, steps)
+        curve = budget_curve(successes, steps, behaviors=behaviors)
         curve.insert(0, "attack", attack)
         curve.insert(1, "method", method)
         curves.append(curve)

@@ -9,6 +9,7 @@ with the same settings is read, not made again; one that other code of ``r2d_cor
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import shutil
@@ -123,6 +124,33 @@ def write_outcomes(folder: str | Path, judged: pd.DataFrame) -> pd.DataFrame:
     write_text_atomic(Path(folder) / "outcomes.csv", judged.to_csv(index=False))
     write_text_atomic(Path(folder) / "table.csv", count(outcomes).to_csv(index=False))
     return outcomes
+
+
+def packed(judged: pd.DataFrame) -> bytes:
+    """The table as a gzipped csv, of the same bytes whenever it is made."""
+    return gzip.compress(judged.to_csv(index=False).encode(), mtime=0)
+
+
+def read_judged(path: Path, needed: Sequence[str] = JUDGED) -> pd.DataFrame:
+    """An evaluation's ``outcomes.csv``, packed or not; columns ``JUDGED`` or those ``needed``.
+
+    Raises InputError where there is none, and where rows or parts of them are missing.
+    """
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; run again what writes it")
+    try:
+        table = pd.read_csv(path)
+    except ValueError as error:  # pandas' own are
+        said = " ".join(str(error).split())
+        raise InputError(f"{path}: not a table ({said}); run again what writes it") from None
+    if missing := [name for name in needed if name not in table]:
+        raise InputError(
+            f"{path}: expected a table with the column {missing[0]!r}; run again what writes it"
+        )
+    for line, whole in enumerate(table[list(needed)].notna().all(axis=1), start=2):
+        if not whole:
+            raise InputError(f"{path}:{line}: a value is missing; run again what writes it")
+    return table
 
 
 def load(checkpoint: str | Path) -> tuple[Any, Any]:

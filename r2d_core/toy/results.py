@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from r2d_core.toy.measure import (
     Measurement,
     by_scope,
     paired_tests,
+    read_judged,
     read_measurement,
 )
 
@@ -85,7 +85,7 @@ class Results:
 
 def read_published(folder: str | Path) -> Results:
     """Read the ``outcomes.csv.gz`` that `experiments/publish.py` leaves."""
-    judged = _table(Path(folder) / "outcomes.csv.gz", ("part", *JUDGED))
+    judged = read_judged(Path(folder) / "outcomes.csv.gz", ("part", *JUDGED))
     attacks, benign = (by_scope(judged[judged["part"] == part]) for part in ("attack", "benign"))
     return Results(attacks, benign, {}, pd.DataFrame())
 
@@ -100,7 +100,7 @@ def judged_of(experiment_dir: str | Path) -> tuple[pd.DataFrame, pd.DataFrame]:
             f"{str(root)!r} holds no results (base*/<method>/attacks/outcomes.csv and base*/"
             "utility/outcomes.csv were expected); run the experiment, or correct experiment_dir"
         )
-    parts = ([_table(path) for path in files] for files in (attacked, asked))
+    parts = ([read_judged(path) for path in files] for files in (attacked, asked))
     attacks, benign = (pd.concat(tables, ignore_index=True) for tables in parts)
     return attacks, benign
 
@@ -133,22 +133,3 @@ def read_results(experiment_dir: str | Path) -> Results:
             }
         )
     return Results(by_scope(attacks), by_scope(benign), runs, pd.DataFrame(training))
-
-
-def _table(path: Path, needed: Sequence[str] = JUDGED) -> pd.DataFrame:
-    """An evaluation's outcomes, InputError where rows or parts of them are missing."""
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; run again what writes it")
-    try:
-        table = pd.read_csv(path)
-    except ValueError as error:  # pandas' own are
-        said = " ".join(str(error).split())
-        raise InputError(f"{path}: not a table ({said}); run again what writes it") from None
-    if missing := [name for name in needed if name not in table]:
-        raise InputError(
-            f"{path}: expected a table with the column {missing[0]!r}; run again what writes it"
-        )
-    for line, whole in enumerate(table[list(needed)].notna().all(axis=1), start=2):
-        if not whole:
-            raise InputError(f"{path}:{line}: a value is missing; run again what writes it")
-    return table
