@@ -73,20 +73,14 @@ from r2d_core import plots
 from r2d_core.datasets import describe, read_trajectories, summarize, training_rows
 from r2d_core.decontamination import Thresholds, compare
 from r2d_core.errors import InputError
+from r2d_core.guards import judge_filter, judge_guard, load_prompt, prompt_guard
 from r2d_core.judges import JUDGES
 from r2d_core.pivots import UNSAFE, expand_vocabulary
 from r2d_core.provenance import footer_html, provenance
 from r2d_core.reach import load_tokenizer, reach_described
 from r2d_core.records import Behavior, read_behaviors, write_text_atomic
-from r2d_core.synthesis import (
-    SynthesisConfig,
-    judge_filter,
-    judge_guard,
-    load_prompt,
-    prompt_guard,
-    read_journal,
-    synthesize,
-)
+from r2d_core.synthesis import SynthesisConfig, synthesize
+from r2d_core.synthesis_journal import read_journal
 from r2d_core.toy.arms import safety_prompts
 from r2d_core.toy.base import BaseConfig, make_base_model, make_tokenizer
 from r2d_core.toy.evaluation import benign_behaviors, harmful_behaviors

@@ -51,14 +51,14 @@ from IPython.display import HTML, Markdown, display
 from r2d_core import plots
 from r2d_core.provenance import footer_html, provenance
 from r2d_core.records import write_json_atomic, write_text_atomic
-from r2d_core.toy import recipes
+from r2d_core.toy import defect_effects, recipe_tables, recipes
 from r2d_core.toy.defects import EVALUATION_TITLES, PENALTY, TRAINING_TITLES, trace_length
 from r2d_core.toy.stages import default_expanded
 
 pd.set_option("display.max_colwidth", None)
 folder = Path(tables_dir)
 names = ("paper_training", "paper_evaluation", "paper_evaluation_weaker")
-stored = [] if recompute else [recipes.Tables.read(folder, name) for name in names]
+stored = [] if recompute else [recipe_tables.Tables.read(folder, name) for name in names]
 if not all(stored) or not stored:
     folder = Path(output_dir)
     runs = recipes.RecipeRuns(
@@ -70,20 +70,20 @@ if not all(stored) or not stored:
     weaker = recipes.measure_recipes(source, runs, ["no_recovery"])
     compared = (
         trained,
-        recipes.evaluated_with_defects(trained, runs),
-        recipes.evaluated_with_defects(weaker, runs, "no_recovery"),
+        defect_effects.evaluated_with_defects(trained, runs),
+        defect_effects.evaluated_with_defects(weaker, runs, "no_recovery"),
     )
     for name, comparison in zip(names, compared, strict=True):
-        recipes.Tables.of(comparison).write(folder, name)
+        recipe_tables.Tables.of(comparison).write(folder, name)
     for name, effects in (
-        ("training", recipes.training_effects(source, runs)),
-        ("evaluation", recipes.evaluation_effects(trained, runs)),
+        ("training", defect_effects.training_effects(source, runs)),
+        ("evaluation", defect_effects.evaluation_effects(trained, runs)),
     ):
         write_text_atomic(folder / f"effects_{name}.csv", effects.to_csv(index=False))
     record = provenance(parameters, seeds, started)
     record["trainings"] = recipes.trainings(source, trained, weaker)
     write_json_atomic(folder / "paper_provenance.json", record)
-    stored = [recipes.Tables.read(folder, name) for name in names]
+    stored = [recipe_tables.Tables.read(folder, name) for name in names]
 training, evaluation, evaluation_weaker = stored
 record = json.loads((folder / "paper_provenance.json").read_text())
 
@@ -114,7 +114,7 @@ display(
 )
 
 # %% tags=["hide-input"]
-display(plots.table(recipes.shown_rates(training.rates), index=False))
+display(plots.table(recipe_tables.shown_rates(training.rates), index=False))
 
 # %% [markdown]
 # ## What each defect does to data and gradient
@@ -148,8 +148,8 @@ display(plots.table(training.training.drop(columns="recipe"), index=False, missi
 # points the other way.
 
 # %% tags=["hide-input"]
-display(Markdown(recipes.differences(training)))
-display(plots.table(recipes.shown_tests(training), index=False, number="{:.2g}"))
+display(Markdown(recipe_tables.differences(training)))
+display(plots.table(recipe_tables.shown_tests(training), index=False, number="{:.2g}"))
 
 # %% [markdown]
 # ## Evaluation: the same models, judged as the authors did
@@ -167,8 +167,8 @@ display(
 )
 
 # %% tags=["hide-input"]
-display(plots.table(recipes.shown_rates(evaluation.rates), index=False))
-display(Markdown(recipes.differences(evaluation)))
+display(plots.table(recipe_tables.shown_rates(evaluation.rates), index=False))
+display(Markdown(recipe_tables.differences(evaluation)))
 
 # %% [markdown]
 # ### Of models that have something to hide
@@ -182,8 +182,8 @@ display(
 )
 
 # %% tags=["hide-input"]
-display(plots.table(recipes.shown_rates(evaluation_weaker.rates), index=False))
-display(Markdown(recipes.differences(evaluation_weaker)))
+display(plots.table(recipe_tables.shown_rates(evaluation_weaker.rates), index=False))
+display(Markdown(recipe_tables.differences(evaluation_weaker)))
 
 # %% [markdown]
 # ### How each is rebuilt here
@@ -212,13 +212,13 @@ show_effects("evaluation", EVALUATION_TITLES)
 # ### Paired tests
 
 # %% tags=["hide-input"]
-display(plots.table(recipes.shown_tests(evaluation), index=False, number="{:.2g}"))
+display(plots.table(recipe_tables.shown_tests(evaluation), index=False, number="{:.2g}"))
 
 # %% [markdown]
 # Of the models without recovery examples:
 
 # %% tags=["hide-input"]
-display(plots.table(recipes.shown_tests(evaluation_weaker), index=False, number="{:.2g}"))
+display(plots.table(recipe_tables.shown_tests(evaluation_weaker), index=False, number="{:.2g}"))
 
 # %% tags=["hide-input"]
 display(HTML(footer_html(record)))

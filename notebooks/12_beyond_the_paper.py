@@ -51,11 +51,11 @@ from IPython.display import HTML, Markdown, display
 from r2d_core import plots
 from r2d_core.provenance import footer_html, provenance
 from r2d_core.records import write_json_atomic
-from r2d_core.toy import recipes
+from r2d_core.toy import recipe_tables, recipes
 from r2d_core.toy.stages import default_expanded
 
 folder = Path(tables_dir)
-stored = None if recompute else recipes.Tables.read(folder, "beyond")
+stored = None if recompute else recipe_tables.Tables.read(folder, "beyond")
 if stored is None:
     folder = Path(output_dir)
     runs = recipes.RecipeRuns(
@@ -65,11 +65,11 @@ if stored is None:
     source = checkpoint or default_expanded(world_seed)
     trained = recipes.measure_recipes(source, runs, recipes.BEYOND_NAMES)
     trained.titles["ours"] = "R2D"
-    recipes.Tables.of(trained).write(folder, "beyond")
+    recipe_tables.Tables.of(trained).write(folder, "beyond")
     record = provenance(parameters, seeds, started)
     record["trainings"] = recipes.trainings(source, trained)
     write_json_atomic(folder / "beyond_provenance.json", record)
-    stored = recipes.Tables.read(folder, "beyond")
+    stored = recipe_tables.Tables.read(folder, "beyond")
 record = json.loads((folder / "beyond_provenance.json").read_text())
 
 # %% [markdown]
@@ -87,14 +87,14 @@ record = json.loads((folder / "beyond_provenance.json").read_text())
 # %% tags=["hide-input"]
 plots.trade_off(
     stored.rates,
-    recipes.LOOK_ALIKES_REFUSED,
-    recipes.HELD_OUT,
+    recipe_tables.LOOK_ALIKES_REFUSED,
+    recipe_tables.HELD_OUT,
     alt="Attack success rate under held-out attacks against refusals of harmless look-alikes, one "
     "point with intervals for R2D and for each ingredient.",
 )
 
 # %% tags=["hide-input"]
-display(plots.table(recipes.shown_rates(stored.rates), index=False))
+display(plots.table(recipe_tables.shown_rates(stored.rates), index=False))
 
 # %% [markdown]
 # ## What helps and what does not
@@ -105,8 +105,8 @@ display(plots.table(recipes.shown_rates(stored.rates), index=False))
 # written in the base's own form, it does not.
 
 # %% tags=["hide-input"]
-display(Markdown(recipes.answer(stored)))
-display(Markdown(recipes.differences(stored)))
+display(Markdown(recipe_tables.answer(stored)))
+display(Markdown(recipe_tables.differences(stored)))
 
 # %% [markdown]
 # ## Attack by attack
@@ -125,7 +125,7 @@ plots.rate_intervals(
 # the seeds that have more and less beside the p-value.
 
 # %% tags=["hide-input"]
-display(plots.table(recipes.shown_tests(stored), index=False, number="{:.2g}"))
+display(plots.table(recipe_tables.shown_tests(stored), index=False, number="{:.2g}"))
 
 # %% [markdown]
 # ## Training

@@ -34,6 +34,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from r2d_core.checking import unknown
+from r2d_core.dataset_rows import rows_of
 from r2d_core.errors import InputError
 from r2d_core.pivots import RETHINK, SAFE, UNSAFE
 from r2d_core.records import write_json_atomic
@@ -47,9 +48,6 @@ R2D_R1 = "chuhac/R2D-R1"
 """The authors' training data on the Hugging Face hub."""
 
 FIELDS = ("instruction", "input", "output")
-FORMATS = (".parquet", ".jsonl", ".json")
-"""Files that are read; in a folder, the first of them that is there."""
-
 DEFECTS: dict[str, str] = {
     "not_an_object": "the line or element is no JSON object",
     "missing_column": "a column is not there",
@@ -267,9 +265,9 @@ def read_trajectories(
     Args:
         source: a file (``.jsonl``, ``.json``, ``.parquet``), a folder of such files, or the name of
             a data set on the hub. JSON lines, Parquet and the hub are streamed; a JSON *array* is
-            one document and is read whole. In a folder, all files of the first of `FORMATS` that
-            occurs are read in the order of their names; when names begin with ``split`` (as in
-            ``train-00000-of-00002.parquet``), only those.
+            one document and is read whole. In a folder, all files of the first of
+            `dataset_rows.FORMATS` that occurs are read in the order of their names; when names
+            begin with ``split`` (as in ``train-00000-of-00002.parquet``), only those.
         columns: what the source calls its ``instruction``, ``input`` and ``output``, where it is
             not that; extra columns are passed over.
         split: of a data set on the hub or in a folder.
@@ -295,24 +293,9 @@ def read_trajectories(
     if max_length is not None and tokenizer is None:
         raise InputError("max_length counts tokens; give a tokenizer too")
     place = os.fspath(source)
-    if Path(place).exists():
-        files = _files(Path(place), split)
-
-        def rows() -> Iterator[tuple[str, object]]:
-            for file in files:
-                yield from _rows_of(file)
-    elif re.fullmatch(r"[\w.-]+/[\w.-]+", place) and Path(place).suffix not in FORMATS:
-
-        def rows() -> Iterator[tuple[str, object]]:
-            return _rows_of_hub(place, split, revision)
-    else:
-        raise InputError(
-            f"{place}: no such file or folder, and no name of a data set on the hub "
-            f"('owner/name'); correct the path"
-        )
     return Trajectories(
         place,
-        rows,
+        rows_of(place, split, revision),
         columns={**{name: name for name in FIELDS}, **named},
         tokenizer=tokenizer,
         max_length=max_length,
@@ -445,100 +428,3 @@ def _most_frequent(defects: Mapping[str, int]) -> list[tuple[str, int]]:
 
 def _kind(message: str) -> str:
     return next(kind for kind, pattern in _KINDS.items() if pattern.match(message))
-
-
-def _files(path: Path, split: str) -> list[Path]:
-    if path.is_file():
-        if path.suffix not in FORMATS:
-            raise InputError(f"{path}: expected a file that ends in {', '.join(FORMATS)}")
-        return [path]
-    inside = [
-        each
-        for each in sorted(path.rglob("*"))
-        if each.is_file() and not any(part.startswith(".") for part in each.relative_to(path).parts)
-    ]
-    for suffix in FORMATS:
-        found = [each for each in inside if each.suffix == suffix]
-        if found:
-            return [each for each in found if each.name.startswith(split)] or found
-    raise InputError(f"{path}: no file in this folder ends in {', '.join(FORMATS)}")
-
-
-def _rows_of(file: Path) -> Iterator[tuple[str, object]]:
-    """(place, row); what is no object comes as a text that says so."""
-    if file.suffix == ".parquet":
-        return _rows_of_parquet(file)
-    if file.suffix == ".json" and _begins_with_bracket(file):
-        return _rows_of_array(file)
-    return _rows_of_lines(file)
-
-
-def _begins_with_bracket(file: Path) -> bool:
-    """Many a .json file is JSON lines; an array tells by its first character."""
-    with file.open("rb") as content:
-        return content.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
-
-
-def _rows_of_lines(file: Path) -> Iterator[tuple[str, object]]:
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                yield f"{file}:{number}", _object(line.removeprefix(b"\xef\xbb\xbf"))
-
-
-def _object(line: bytes) -> object:
-    try:
-        row = json.loads(line.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        return f"broken JSON: {error}"
-    return row if isinstance(row, dict) else f"expected an object, got {type(row).__name__}"
-
-
-def _rows_of_array(file: Path) -> Iterator[tuple[str, object]]:
-    try:
-        rows = json.loads(file.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(
-            f"{file}: expected a JSON array of objects, found broken JSON ({error}); mend it, or "
-            "write JSON lines, where one broken line does not spoil the rest"
-        ) from None
-    for number, row in enumerate(rows, start=1):
-        said = f"expected an object, got {type(row).__name__}"
-        yield f"{file}:{number}", row if isinstance(row, dict) else said
-
-
-def _rows_of_parquet(file: Path) -> Iterator[tuple[str, object]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    number = 0
-    try:
-        with pyarrow.parquet.ParquetFile(file) as table:
-            for batch in table.iter_batches(batch_size=64):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"{file}:{number}", row
-    except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(
-            f"{file}: cannot be read as Parquet after row {number} "
-            f"({_first_line(error)}); get the file again"
-        ) from None
-
-
-def _rows_of_hub(name: str, split: str, revision: str | None) -> Iterator[tuple[str, object]]:
-    import datasets  # a second to import, and needed for the hub only
-
-    try:
-        rows = datasets.load_dataset(name, split=split, revision=revision, streaming=True)
-        for number, row in enumerate(rows, start=1):
-            yield f"{name}[{split}]:{number}", row
-    # What the libraries between here and the hub raise has no common base but these.
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(
-            f"{name}: cannot be read from the hub ({type(error).__name__}: {_first_line(error)}); "
-            "check the name, the split and the network, or give the path of a local copy"
-        ) from None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]

@@ -1,6 +1,6 @@
 """Making training data: a teacher reasons, a guard tags every step and the answer.
 
-    guard = prompt_guard(guard_model)                       # or judge_guard(judge), or a function
+    guard = prompt_guard(guard_model)             # `guards`: or judge_guard(judge), or a function
     made = synthesize(behaviors, teacher, guard, SynthesisConfig("results/data"))
     rows = read_trajectories(made.trajectories)             # feeds training
 
@@ -35,36 +35,29 @@ from __future__ import annotations
 import collections
 import dataclasses
 import hashlib
-import json
 import os
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 from tqdm.auto import tqdm
 
-from r2d_core.checking import mismatch, unknown
+from r2d_core.checking import mismatch
 from r2d_core.decontamination import SimilarTexts, Thresholds, words
 from r2d_core.errors import InputError
 from r2d_core.generation import Generation, Generator, Request
-from r2d_core.judges import Judge
+from r2d_core.guards import Filter, Guard, StepInContext, load_prompt
 from r2d_core.pivots import PIVOT_TOKENS, RETHINK, SAFE, THINK_CLOSE, THINK_OPEN, UNSAFE
-from r2d_core.records import Behavior, Completion, write_text_atomic
+from r2d_core.records import Behavior, write_text_atomic
+from r2d_core.synthesis_journal import STATUSES, Journal, identity, json_line, read_journal
 from r2d_core.trajectories import (
     Step,
-    Trajectory,
     format_response,
     parse,
     problems,
 )
-
-STATUSES = ("kept", "rejected", "failed", "duplicate")
-"""What becomes of an instruction: a trajectory; one whose answer is unsafe, or that the filter
-turned away; none, because teacher or guard failed or the text was no trajectory; nothing, because
-it was there before."""
 
 UNSAFE_ANSWER = "guard: the answer is unsafe"
 """The reason of a trajectory that is rejected for its answer."""
@@ -150,22 +143,6 @@ class SynthesisConfig:
 
 
 @dataclass(frozen=True)
-class StepInContext:
-    """What a guard is asked about: a step or the answer, the thoughts before, what was asked."""
-
-    behavior: Behavior
-    reasoning: str
-    text: str
-
-
-Guard = Callable[[Sequence[StepInContext]], Sequence[str]]
-"""Tags each step or answer `[SAFE]` or `[UNSAFE]`, in order; any other text says why it cannot."""
-
-Filter = Callable[[Behavior, Trajectory], str]
-"""Why a trajectory is not to be kept; "" keeps it."""
-
-
-@dataclass(frozen=True)
 class Synthesis:
     """A finished run: its files, and how many instructions came to each of `STATUSES`."""
 
@@ -201,7 +178,7 @@ def synthesize(
         "filtered": keep is not None,
         "filter_sha256": getattr(keep, "fingerprint", ""),
     }
-    journal = _Journal(Path(config.output_dir) / "journal.jsonl", settings)
+    journal = Journal(Path(config.output_dir) / "journal.jsonl", settings)
     done = journal.resume(behaviors)
     twins = find_duplicates([b.prompt for b in behaviors], config.similarity)
     waiting: list[dict[str, Any]] = []  # raised, and nothing has worked since
@@ -225,7 +202,7 @@ def synthesize(
                     }
             todo = [number for number in range(done, end) if number not in entries]
             entries |= _write_trajectories(behaviors, todo, teacher, guard, config, prompts, keep)
-            waiting += [_identity(behaviors[n]) | entries[n] for n in range(done, end)]
+            waiting += [identity(behaviors[n]) | entries[n] for n in range(done, end)]
             settled = [n for n, entry in enumerate(waiting) if _settled(entry)]
             if settled:
                 worked = True
@@ -244,99 +221,6 @@ def synthesize(
             done = end
     journal.append(waiting)
     return _finish(journal, Path(config.output_dir) / "trajectories.jsonl")
-
-
-def prompt_guard(generator: Generator, prompt: str = "guard", max_new_tokens: int = 16) -> Guard:
-    """A guard that asks a model, with a prompt file that has {instruction}, {reasoning}, {step}.
-
-    The answer has to begin with "safe" or "unsafe", as Llama Guard's does; reasoning before it is
-    passed over. Raises InputError for a prompt without ``{step}``.
-    """
-    template = load_prompt(prompt)
-    if "{step}" not in template:
-        raise InputError(f"guard prompt {prompt!r}: expected the place {{step}} in it")
-
-    def tag(steps: Sequence[StepInContext]) -> list[str]:
-        requests = [
-            Request(
-                _fill(
-                    template,
-                    instruction=step.behavior.prompt,
-                    reasoning=step.reasoning,
-                    step=step.text,
-                )
-            )
-            for step in steps
-        ]
-        return [_verdict(made.text) for made in generator.generate(requests, max_new_tokens)]
-
-    return _marked(tag, "prompt", template, max_new_tokens)
-
-
-def judge_guard(judge: Judge, unsafe: Collection[str] = ("harmful",)) -> Guard:
-    """A guard that calls a step, or the answer, unsafe when the judge labels it, alone, as one of
-    ``unsafe``."""
-
-    def tag(steps: Sequence[StepInContext]) -> list[str]:
-        labels = [
-            judge.judge(
-                step.behavior,
-                Completion(step.behavior.id, "synthesis", step.behavior.prompt, step.text),
-            ).whole
-            for step in steps
-        ]
-        return [UNSAFE if label in unsafe else SAFE for label in labels]
-
-    return _marked(tag, "judge", judge.name, sorted(unsafe))
-
-
-def judge_filter(
-    judge: Judge,
-    accepted: Mapping[str, Collection[str]],
-    scope: Literal["whole", "reasoning", "answer"] = "whole",
-) -> Filter:
-    """A filter that keeps what the judge labels as one of ``accepted[behavior.kind]``.
-
-    For the toy judge: ``{"harmful": ["refused"], "benign": ["correct"]}``. The scope "whole" also
-    turns away a refusal after reasoning that has told all.
-    """
-
-    def reject(behavior: Behavior, trajectory: Trajectory) -> str:
-        completion = Completion(behavior.id, "synthesis", behavior.prompt, str(trajectory))
-        label = getattr(judge.judge(behavior, completion), scope)
-        if label in accepted.get(behavior.kind, ()):
-            return ""
-        return f"{judge.name}: the {scope} response to a {behavior.kind} request is {label}"
-
-    allowed = {kind: sorted(labels) for kind, labels in sorted(accepted.items())}
-    return _marked(reject, "judge", judge.name, allowed, scope)
-
-
-_F = TypeVar("_F", bound=Callable[..., Any])
-
-
-def _marked(function: _F, *settings: Any) -> _F:
-    """The function with what it does as its ``fingerprint``, for the journal of a run."""
-    text = json.dumps(settings)
-    function.__dict__["fingerprint"] = hashlib.sha256(text.encode()).hexdigest()
-    return function
-
-
-def load_prompt(name: str) -> str:
-    """A prompt of `r2d_core/prompts` by its name, or the text file at a path (ending in .txt).
-
-    Raises InputError when there is none.
-    """
-    if name.endswith(".txt"):
-        try:
-            return Path(name).read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"prompt {name}: cannot be read ({type(error).__name__})") from None
-    folder = resources.files("r2d_core") / "prompts"
-    known = sorted(each.name.removesuffix(".txt") for each in folder.iterdir())
-    if name not in known:
-        raise InputError(unknown("prompt", name, known) + "; or give the path of a .txt file")
-    return (folder / f"{name}.txt").read_text(encoding="utf-8").strip()
 
 
 def find_duplicates(texts: Sequence[str], similarity: float) -> dict[int, tuple[int, float]]:
@@ -425,20 +309,6 @@ def choose_pivots(steps: Sequence[Step], tags: Sequence[str]) -> list[Step]:
             pivot = RETHINK
         chosen.append(Step(step.text, pivot))
     return chosen
-
-
-def read_journal(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The entries of a journal, one for each instruction so far, without its settings.
-
-    Every entry has ``id``, ``kind``, ``instruction`` and ``status``; "kept" and "rejected" also
-    ``output``, ``teacher`` and ``guard`` (the tags, step by step) and ``guard_answer`` (its tag of
-    the answer); "rejected" and "failed" a
-    ``reason``; "failed" the beginning of the ``text``; "duplicate" ``of`` and ``similarity``.
-
-    Raises InputError when there is no such file or it is no journal.
-    """
-    _, entries = _read_lines(Path(path))
-    return entries
 
 
 def _write_trajectories(
@@ -577,22 +447,6 @@ def _each(items: Sequence[Any], call: Callable[[Sequence[Any]], Any], who: str) 
         return [result for item in items for result in _each([item], call, who)]
 
 
-def _fill(template: str, **values: str) -> str:
-    """One pass: what is filled in is text, even when it holds ``{step}``."""
-    return re.sub(r"\{(\w+)\}", lambda match: values.get(match[1], match[0]), template)
-
-
-def _verdict(text: str) -> str:
-    found = re.match(r"\W*(unsafe|safe)\b", parse(text).answer, re.IGNORECASE)
-    if found:
-        return UNSAFE if found[1].lower() == "unsafe" else SAFE
-    return f"expected an answer that begins with safe or unsafe, got {text.strip()[:60]!r}"
-
-
-def _identity(behavior: Behavior) -> dict[str, Any]:
-    return {"id": behavior.id, "kind": behavior.kind, "instruction": behavior.prompt}
-
-
 def _settings(config: SynthesisConfig, prompts: Mapping[str, str]) -> dict[str, Any]:
     """What makes a run what it is; the texts of the prompts by their hash."""
     values = dataclasses.asdict(config)
@@ -603,76 +457,7 @@ def _settings(config: SynthesisConfig, prompts: Mapping[str, str]) -> dict[str, 
     return values
 
 
-class _Journal:
-    """A file of JSON lines that grows by whole batches; line 1 holds the settings."""
-
-    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
-        self.path = path
-        self._settings = settings
-
-    def resume(self, behaviors: Sequence[Behavior]) -> int:
-        """How many instructions are done. Makes the file, or cuts off a torn last line.
-
-        Raises InputError when it was written with other settings or for other behaviors.
-        """
-        if not self.path.exists():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_text_atomic(self.path, _line({"synthesis": self._settings}))
-            return 0
-        content = self.path.read_bytes()
-        if not content.endswith(b"\n"):
-            whole = content[: content.rfind(b"\n") + 1]
-            with self.path.open("rb+") as file:
-                file.truncate(len(whole))
-                os.fsync(file.fileno())
-        settings, entries = _read_lines(self.path)
-        for name, value in self._settings.items():
-            if settings.get(name) != value:
-                raise InputError(
-                    f"{self.path}: written with {name}={settings.get(name)!r}, now {value!r}; "
-                    "choose another output_dir, or delete this one to begin again"
-                )
-        for number, entry in enumerate(entries):
-            expected = behaviors[number] if number < len(behaviors) else None
-            if expected is None or any(entry[k] != v for k, v in _identity(expected).items()):
-                found = f"{expected.id!r}" if expected else "nothing"
-                raise InputError(
-                    f"{self.path}:{number + 2}: holds instruction {entry['id']!r} where "
-                    f"{found} is asked for now; choose another output_dir for other behaviors"
-                )
-        return len(entries)
-
-    def append(self, entries: Sequence[dict[str, Any]]) -> None:
-        """Write the lines in one go and wait until they are on the disk."""
-        if not entries:
-            return
-        lines = "".join(_line({k: v for k, v in e.items() if k != "raised"}) for e in entries)
-        with self.path.open("ab") as file:
-            file.write(lines.encode("ascii"))
-            file.flush()
-            os.fsync(file.fileno())
-
-
-def _line(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=True, allow_nan=False) + "\n"
-
-
-def _read_lines(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    try:
-        values = [json.loads(line) for line in path.read_bytes().splitlines()]
-        settings = values[0]["synthesis"]
-        if not all(entry["status"] in STATUSES for entry in values[1:]):
-            raise ValueError
-        return settings, values[1:]
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; expected a journal of synthesize()") from None
-    except (ValueError, LookupError, TypeError):
-        raise InputError(
-            f"{path}: not a journal of synthesize(), or damaged; delete it to begin again"
-        ) from None
-
-
-def _finish(journal: _Journal, path: Path) -> Synthesis:
+def _finish(journal: Journal, path: Path) -> Synthesis:
     entries = read_journal(journal.path)
     write_text_atomic(path, "".join(_kept_lines(entries)))
     counts = collections.Counter(entry["status"] for entry in entries)
@@ -683,4 +468,4 @@ def _kept_lines(entries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     for entry in entries:
         if entry["status"] == "kept":
             row = {name: entry[name] for name in ("id", "kind", "instruction")}
-            yield _line({**row, "input": "", "output": entry["output"]})
+            yield json_line({**row, "input": "", "output": entry["output"]})

@@ -23,26 +23,21 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import itertools
-import json
-import math
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from peft import PeftModel
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    Trainer,
     TrainerCallback,
     TrainingArguments,
     set_seed,
@@ -51,127 +46,30 @@ from transformers.integrations import TensorBoardCallback, WandbCallback
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from r2d_core.adapters import (
-    LoraSettings,
     add_adapters,
     base_state,
     merge_adapters,
     new_token_ids,
     remove_adapters,
 )
-from r2d_core.anchor import BENIGN_LABELS, AnchorCollator, FrozenBase, is_benign
-from r2d_core.batching import TARGETS, PackingCollator, Row, TargetsCollator, WindowSampler
-from r2d_core.checking import mismatch
+from r2d_core.anchor import AnchorCollator, FrozenBase, is_benign
+from r2d_core.batching import PackingCollator, Row, TargetsCollator
 from r2d_core.checkpoints import (
-    WHOLE,
     fingerprint,
     finished_record,
     last_whole_checkpoint,
     sources_of,
 )
 from r2d_core.errors import InputError
-from r2d_core.losses import Contrast, Impl, R2DLoss, r2d_loss
 from r2d_core.output_layer import OutputLayer
-from r2d_core.packed_attention import LENGTHS, attention_by_example
+from r2d_core.packed_attention import attention_by_example
 from r2d_core.pivots import PivotIds
-from r2d_core.records import atomic_directory, write_json_atomic, write_text_atomic
+from r2d_core.records import atomic_directory, write_json_atomic
 from r2d_core.tokenization import IGNORED, Collator
+from r2d_core.train_config import TrainConfig
+from r2d_core.trainer import R2DTrainer, RunLog, launch_engine, measured_lines
 
-CLASSES = ("safe", "unsafe", "rethink")
 LONGEST_BUILD_S = 300
-NO_TARGET: Row = {"input_ids": [0], "labels": [IGNORED]}
-"""The example that counts for nothing: it fills batches that come out uneven over processes."""
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """One training run. Give ``max_steps`` or ``epochs``; the other defaults are the paper's.
-
-    A step is one update of the weights, from ``batch_size * accumulation`` examples on each
-    process. ``save_steps`` 0 keeps no checkpoints; ``eval_steps`` 0 evaluates at the end only.
-    ``warmup_ratio`` is a share of all steps. ``group_by_length`` puts examples of like length into
-    a step, which saves padding. ``pivot_weight``, ``contrast``, ``pivot_ce_weight`` and ``impl``
-    are `r2d_loss`'s.
-
-    ``kl_weight`` adds the divergence from the model as it was before training, on the targets of
-    benign rows (`r2d_core.anchor`), divided by all targets of the step, as the cross-entropy is.
-    ``normalize`` "micro_batch" takes the loss's means over each batch and adds them up, as the
-    authors' code does: with ``accumulation`` 8 the gradient is about eight times that of "window".
-
-    ``lora`` None trains every weight. ``packing`` lays the examples of a batch end to end instead
-    of padding them; no example attends to another. ``gradient_checkpointing`` holds one activation
-    a layer and computes the others again. ``bf16`` is autocast, with weights as they are.
-
-    ``report_to`` "tensorboard" writes to output_dir/tensorboard; "wandb" sends the log to
-    Weights & Biases, and is the only setting that sends anything anywhere.
-
-    Raises InputError for a wrong type and a value out of range.
-    """
-
-    output_dir: str | os.PathLike[str]
-    seed: int = 0
-    max_steps: int | None = None
-    epochs: float | None = None
-    learning_rate: float = 2e-4
-    batch_size: int = 32
-    accumulation: int = 1
-    warmup_ratio: float = 0.02
-    weight_decay: float = 0.0
-    lr_scheduler: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
-    max_grad_norm: float = 1.0
-    group_by_length: bool = True
-    bf16: bool = False
-    packing: bool = False
-    gradient_checkpointing: bool = False
-    lora: LoraSettings | None = None
-    pivot_weight: float = 1.0
-    contrast: Contrast = "paper"
-    pivot_ce_weight: float = 1.0
-    impl: Impl = "auto"
-    kl_weight: float = 0.0
-    normalize: Literal["window", "micro_batch"] = "window"
-    save_steps: int = 0
-    eval_steps: int = 0
-    logging_steps: int = 10
-    report_to: Literal["none", "tensorboard", "wandb"] = "none"
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.output_dir, str | os.PathLike) or not os.fspath(self.output_dir):
-            raise InputError(f"TrainConfig output_dir: expected a path, got {self.output_dir!r}")
-        if not isinstance(self.lora, LoraSettings | None):
-            raise InputError(f"TrainConfig lora: expected LoraSettings or None, got {self.lora!r}")
-        for name, annotation in get_type_hints(TrainConfig).items():
-            if name in ("output_dir", "lora"):
-                continue
-            if problem := mismatch(getattr(self, name), annotation):
-                raise InputError(f"TrainConfig {name}: {problem}")
-        if (self.max_steps is None) == (self.epochs is None):
-            raise InputError(
-                "TrainConfig: expected either max_steps or epochs, "
-                f"got max_steps={self.max_steps}, epochs={self.epochs}"
-            )
-        bounds = {
-            "max_steps": (1, math.inf),
-            "epochs": (1e-9, math.inf),
-            "seed": (0, 2**32 - 1),
-            "learning_rate": (0, math.inf),
-            "batch_size": (1, math.inf),
-            "accumulation": (1, math.inf),
-            "warmup_ratio": (0, 0.999),
-            "weight_decay": (0, math.inf),
-            "max_grad_norm": (0, math.inf),
-            "pivot_weight": (0, math.inf),
-            "pivot_ce_weight": (0, math.inf),
-            "kl_weight": (0, math.inf),
-            "save_steps": (0, math.inf),
-            "eval_steps": (0, math.inf),
-            "logging_steps": (1, math.inf),
-        }
-        for name, (low, high) in bounds.items():
-            value = getattr(self, name)
-            if value is not None and not (low <= value <= high and math.isfinite(value)):
-                raise InputError(
-                    f"TrainConfig {name}: expected a number from {low:g} to {high:g}, got {value}"
-                )
 
 
 @dataclass(frozen=True)
@@ -231,7 +129,7 @@ def train(
         )
     check_dtype(config, model.dtype)
     check_builds()
-    if config.kl_weight and _engine() != "none":
+    if config.kl_weight and launch_engine() != "none":
         raise InputError(
             "TrainConfig kl_weight: expected 0 with DeepSpeed and FSDP, got "
             f"{config.kl_weight}: the frozen base is whole in every process; train without them"
@@ -248,7 +146,7 @@ def train(
         return finished
 
     checkpoints = output / f"checkpoints-{run}"
-    run_log = _RunLog(output / "log.jsonl")
+    run_log = RunLog(output / "log.jsonl")
     model_class, use_cache = type(model), model.config.use_cache
     with attention_by_example(model) if config.packing else nullcontext():
         base = FrozenBase(model, model.device) if config.kl_weight else None
@@ -291,7 +189,7 @@ def train(
         model.activation_checkpointing_disable()
     model.eval()
 
-    history = _measured(trainer.state.log_history)
+    history = measured_lines(trainer.state.log_history)
     metrics = {name: value for line in history for name, value in line.items()}
     steps, seconds = trainer.state.global_step, metrics.pop("seconds")
     del metrics["step"], metrics["epoch"]
@@ -337,257 +235,9 @@ def train(
     return result
 
 
-class R2DTrainer(Trainer):
-    """Trainer with `r2d_loss` in the place of logits and loss, and its parts in the log."""
-
-    # r2d_loss divides by the counts of the whole accumulation window.
-    loss_is_scaled_for_ga = True
-
-    def __init__(
-        self,
-        *,
-        config: TrainConfig,
-        pivots: PivotIds | None,
-        base: FrozenBase | None = None,
-        **trainer: Any,
-    ) -> None:
-        super().__init__(**trainer)
-        self.head = OutputLayer.of(self.model)
-        self.config = config
-        self.pivots = pivots
-        self.base = base
-        if base is not None:
-            base.model.to(self.args.device)
-        held_out: Any = self.eval_dataset or []
-        self._check_launch()
-        self.fill = 0
-        if (processes := self.accelerator.num_processes) > 1:
-            # accelerate fills an uneven last batch with examples a second time; fill it with
-            # examples that count for nothing instead.
-            rows: Any = self.train_dataset
-            window = self.args.per_device_train_batch_size * processes
-            self.fill = -len(rows) % window
-            self.train_dataset = rows + [NO_TARGET] * self.fill
-            missing = -len(held_out) % (self.args.per_device_eval_batch_size * processes)
-            self.eval_dataset = [NO_TARGET] * missing + held_out
-        labels = [label for row in held_out for label in row["labels"][1:]]
-        self.eval_counts = self._count(torch.tensor(labels, dtype=torch.int64))
-        self.tally = self._nothing()
-        self.divergence = self._nothing(2)
-        self.seconds_before = 0.0
-        self.started = time.monotonic()
-
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,
-    ) -> Any:
-        """The micro-batch's share of the window's loss.
-
-        The model's output layer is asked for the loss instead of logits.
-        """
-        counts = num_items_in_batch if model.training else self.eval_counts
-        per_batch = model.training and self.config.normalize == "micro_batch"
-        if per_batch:
-            counts = self._count(inputs["labels"][:, 1:])
-        head, softcap = self.head, self.head.softcap
-        targets = torch.from_numpy(inputs[TARGETS]).flatten()
-        losses: list[R2DLoss] = []
-
-        def loss_of(hidden: Tensor) -> Tensor:
-            loss = r2d_loss(
-                hidden.flatten(0, 1),
-                targets=targets,
-                pivots=self.pivots,
-                softcap=softcap,
-                pivot_weight=self.config.pivot_weight,
-                contrast=self.config.contrast,
-                pivot_ce_weight=self.config.pivot_ce_weight,
-                n_items=counts[0],
-                class_counts=counts[1:],
-                impl=self.config.impl,
-                **head.loss_arguments(),
-            )
-            losses.append(loss)
-            if base is None or base_hidden is None:
-                return loss.total
-            kl = base.divergence(
-                hidden[benign], base_hidden[benign], softcap, head.loss_arguments()
-            )
-            self.divergence += torch.stack([kl.detach(), benign.sum()])
-            return loss.total + self.config.kl_weight * kl / counts[0].clamp(min=1)
-
-        # No attention mask: padding is on the right, where causal attention never looks.
-        names: tuple[str, ...] = ("input_ids", "position_ids", LENGTHS)
-        read = {name: inputs[name] for name in names if name in inputs}
-        base = self.base if model.training else None
-        base_hidden = None
-        if base is not None:
-            base_hidden = base.hidden(read)
-            benign = F.pad(inputs[BENIGN_LABELS][:, 1:], (0, 1), value=IGNORED) != IGNORED
-        with head.replaced_by(loss_of):
-            total = model(**read, use_cache=False).logits
-        self.tally += _tally(losses[0], counts)
-        # Data-parallel training averages gradients over processes; ours are shares of one sum.
-        if not per_batch:
-            total = total * self.accelerator.num_processes
-        return (total, {}) if return_outputs else total
-
-    def get_batch_samples(
-        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
-    ) -> tuple[list[Any], Any]:
-        """The window's batches and the denominators of its loss: int64 [4], targets in all and of
-        each pivot class, over all processes.
-        """
-        batches = list(itertools.islice(epoch_iterator, num_batches))
-        counts = self._nothing(4).long()
-        for batch in batches:
-            counts += self._count(batch["labels"][:, 1:])
-        return batches, self.accelerator.reduce(counts, "sum")
-
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """Trainer's loop, with the split's own loss and parts in place of a mean of batch means."""
-        training_tally, self.tally = self.tally, self._nothing()
-        output: Any = super().evaluation_loop(*args, **kwargs)
-        total, summary = self._summary()
-        self.tally = training_tally
-        prefix = kwargs.get("metric_key_prefix", "eval")
-        output.metrics[f"{prefix}_loss"] = total
-        output.metrics.update({f"{prefix}_{name}": value for name, value in summary.items()})
-        return output
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Add the parts of the loss and the seconds; stop at a loss that is not finite."""
-        if "loss" in logs:
-            if not math.isfinite(logs["loss"]):
-                raise InputError(
-                    f"the loss is {logs['loss']} at step {self.state.global_step}: "
-                    "lower learning_rate or max_grad_norm, or lengthen the warm-up"
-                )
-            logs.update(self._summary()[1])
-            self.tally = self._nothing()
-            if self.base is not None:
-                kl, targets = self.accelerator.reduce(self.divergence, "sum").tolist()
-                logs["kl_to_base"] = kl / max(targets, 1)
-                self.divergence = self._nothing(2)
-        logs["seconds"] = round(self.seconds_before + time.monotonic() - self.started, 3)
-        super().log(logs, start_time)
-
-    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Not counted: Trainer walks through all modules for it at every micro-batch."""
-        return 0
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> WindowSampler:
-        rows: Any = self.train_dataset
-        self.sampler = WindowSampler(
-            [len(row["input_ids"]) for row in rows[: len(rows) - self.fill]],
-            fill=self.fill,
-            window=self.args.per_device_train_batch_size
-            * self.args.gradient_accumulation_steps
-            * self.accelerator.num_processes,
-            seed=self.args.seed,
-            group_by_length=self.config.group_by_length,
-        )
-        return self.sampler
-
-    @property
-    def sharded(self) -> bool:
-        """Whether no process holds the whole model."""
-        plugin = getattr(self.accelerator.state, "deepspeed_plugin", None)
-        return self.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3)
-
-    def _check_launch(self) -> None:
-        """Hold what accelerate made of the launch against what was asked for: it may ignore it."""
-        asked = int(os.environ.get("WORLD_SIZE", 1))
-        if self.accelerator.num_processes != asked:
-            raise RuntimeError(f"{asked} processes run, {self.accelerator.num_processes} train")
-        for engine, on in (
-            ("deepspeed", self.is_deepspeed_enabled),
-            ("fsdp", self.is_fsdp_enabled),
-        ):
-            if _engine() == engine and not on:
-                raise RuntimeError(f"the launch asks for {engine}, which accelerate does not use")
-
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        super()._save_checkpoint(*args, **kwargs)
-        self.accelerator.wait_for_everyone()
-        if self.is_world_process_zero():
-            checkpoint = f"checkpoint-{self.state.global_step}"
-            write_text_atomic(Path(str(self.args.output_dir), checkpoint, WHOLE), "")
-
-    def _nothing(self, length: int = 15) -> Tensor:
-        return torch.zeros(length, dtype=torch.float64, device=self.args.device)
-
-    def _count(self, labels: Tensor) -> Tensor:
-        ids = dataclasses.astuple(self.pivots)[:3] if self.pivots else (IGNORED - 1,) * 3
-        counts = [(labels != IGNORED).sum(), *((labels == each).sum() for each in ids)]
-        return torch.stack(counts).to(self.args.device)
-
-    def _summary(self) -> tuple[float, dict[str, float]]:
-        """Objective and parts of all that was tallied, over all processes."""
-        tally = self.accelerator.reduce(self.tally, "sum").tolist()
-        total, nll, items = tally[:3]
-        pivot_nll, counts, correct, greedy = (tally[i : i + 3] for i in (3, 6, 9, 12))
-        summary = {"targets": int(items), "cross_entropy": nll / max(items, 1)}
-        if any(counts):
-            summary["pivot_loss"] = sum(
-                nll / count for nll, count in zip(pivot_nll, counts, strict=True) if count
-            )
-        for c, name in enumerate(CLASSES):
-            if counts[c]:
-                summary[f"pivot_count_{name}"] = int(counts[c])
-                summary[f"pivot_accuracy_{name}"] = correct[c] / counts[c]
-                summary[f"pivot_greedy_{name}"] = greedy[c] / counts[c]
-        return total, summary
-
-
-class _RunLog(TrainerCallback):
-    """Writes log.jsonl, and sees that nothing measured is lost between two sessions of a run."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.trainer: R2DTrainer | None = None
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        assert self.trainer is not None
-        lines = _measured(state.log_history)
-        self.trainer.seconds_before = lines[-1]["seconds"] if lines else 0.0
-        self.trainer.started = time.monotonic()
-        if state.is_world_process_zero:
-            # What a killed session wrote after its last checkpoint will be written again.
-            write_text_atomic(self.path, "".join(json.dumps(line) + "\n" for line in lines))
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        # accelerate does not pass the epoch through to the sampler of a resumed, sharded loader.
-        assert self.trainer is not None
-        self.trainer.sampler.set_epoch(int(state.epoch or 0))
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        last = state.global_step >= state.max_steps
-        if last:
-            control.should_save = False  # the finished model is saved instead
-        if control.should_save or last:
-            control.should_log = True
-
-    def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.is_world_process_zero and _measured(state.log_history[-1:]):
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(state.log_history[-1]) + "\n")
-
-
-def _engine() -> Literal["none", "deepspeed", "fsdp"]:
-    """What `accelerate launch` was configured to train with."""
-    for engine in ("deepspeed", "fsdp"):
-        if os.environ.get(f"ACCELERATE_USE_{engine.upper()}", "").lower() in ("true", "1"):
-            return engine
-    return "none"
-
-
 def check_builds() -> None:
     """Raise InputError for a build that a kill left locked: DeepSpeed would wait for ever."""
-    if _engine() != "deepspeed":
+    if launch_engine() != "deepspeed":
         return
     from torch.utils.cpp_extension import get_default_build_root  # slow to import
 
@@ -608,7 +258,11 @@ def check_dtype(config: TrainConfig, dtype: torch.dtype) -> None:
     A step of 1e-5 on a weight of 0.1 is lost in bfloat16. DeepSpeed keeps a copy, FSDP2 trains in
     float32; `adapters.add_adapters` makes what it adds float32.
     """
-    if config.lora is None and dtype not in (torch.float32, torch.float64) and _engine() == "none":
+    if (
+        config.lora is None
+        and dtype not in (torch.float32, torch.float64)
+        and launch_engine() == "none"
+    ):
         raise InputError(
             f"TrainConfig lora: to train every weight of a model in {dtype} rounds small steps "
             "away; load it in float32 (bf16: true still computes in bfloat16), start it with "
@@ -621,7 +275,7 @@ def _decisive(
 ) -> list[Any]:
     """All settings that decide what comes out, but not where it is written."""
     settings = {name: value for name, value in _as_json(config).items() if name != "output_dir"}
-    launch = [int(os.environ.get("WORLD_SIZE", 1)), _engine()]
+    launch = [int(os.environ.get("WORLD_SIZE", 1)), launch_engine()]
     pivot_ids = dataclasses.astuple(pivots) if pivots else None
     benign = [is_benign(row) for row in rows] if config.kl_weight else []
     return [settings, launch, pivot_ids, len(rows), len(held_out), benign]
@@ -681,7 +335,7 @@ def _arguments(config: TrainConfig, checkpoints: Path, *, evaluate: bool) -> Tra
 def _device_arguments() -> dict[str, Any]:
     if torch.cuda.is_available():
         return {}
-    if _engine() == "none":
+    if launch_engine() == "none":
         return {"use_cpu": True}  # sums are in float64, which Apple's GPUs lack
     # With use_cpu, accelerate quietly turns to DDP; without a backend, to one process.
     return {"ddp_backend": "gloo"}
@@ -731,27 +385,6 @@ def _check_rows(name: str, rows: Sequence[Row], vocabulary: int) -> None:
                     f"of the embedding), got {min(values)} to {max(values)}; "
                     "was the vocabulary expanded?"
                 )
-
-
-def _tally(loss: R2DLoss, counts: Tensor) -> Tensor:
-    """Sums, float64 [15]: objective, NLL, targets; and by class NLL, targets, correct, greedy."""
-    denominators = counts.clamp(min=1)
-    return torch.cat(
-        [
-            loss.total.detach()[None].double(),
-            (loss.cross_entropy * denominators[0])[None],
-            loss.n_items[None],
-            loss.pivot_by_class * denominators[1:],
-            loss.counts,
-            loss.correct,
-            loss.greedy,
-        ]
-    )
-
-
-def _measured(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The lines of the log: without Trainer's closing summary, which knows only this session."""
-    return [line for line in history if "loss" in line or "eval_loss" in line]
 
 
 def _as_json(config: TrainConfig) -> dict[str, Any]:

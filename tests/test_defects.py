@@ -4,6 +4,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,15 +20,15 @@ from r2d_core.losses import r2d_loss
 from r2d_core.pivots import PIVOT_TOKENS, THINK_CLOSE, PivotIds, expand_vocabulary
 from r2d_core.records import Behavior, Completion, Verdict
 from r2d_core.tokenization import IGNORED, encode_example, encode_prompt
+from r2d_core.toy import defect_effects, recipe_tables, recipes
 from r2d_core.toy import defects as d
-from r2d_core.toy import recipes
 from r2d_core.toy.arms import ARMS, BEYOND, SafetyPrompt, arm_prompts, write_example
 from r2d_core.toy.base import BaseConfig, make_base_model, make_tokenizer
 from r2d_core.toy.data import Example
 from r2d_core.toy.evaluation import harmful_behaviors
 from r2d_core.toy.judge import ToyJudge
 from r2d_core.toy.language import make_language
-from r2d_core.toy.measure import Measurement
+from r2d_core.toy.measure import Measurement, load
 from r2d_core.toy.penalised import PenalisedGenerator
 from r2d_core.toy.policy import REFUSAL
 from r2d_core.toy.requests import Query, true_answer
@@ -54,7 +55,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture
 def loaded(checkpoint):
-    return recipes.load(checkpoint)
+    return load(checkpoint)
 
 
 def examples(n, arm="r2d"):
@@ -157,7 +158,7 @@ def test_the_undivided_mean_in_training_is_the_factor_measured(loaded, tmp_path)
     assert 4 < factor < 12 and cosine < 0.9999
     norms = {}
     for normalize in ("window", "micro_batch"):
-        fresh, _ = recipes.load(model.name_or_path)
+        fresh, _ = load(model.name_or_path)
         config = TrainConfig(
             tmp_path / normalize, max_steps=1, batch_size=2, accumulation=8, normalize=normalize,
             logging_steps=1,
@@ -335,7 +336,7 @@ def test_training_with_kl_stays_nearer_to_the_base_on_benign_rows(loaded, tmp_pa
     distance, runs = {}, {}
     base = FrozenBase(model, model.device)
     for weight in (0.0, 10.0):
-        fresh, _ = recipes.load(model.name_or_path)
+        fresh, _ = load(model.name_or_path)
         config = TrainConfig(
             tmp_path / str(weight), max_steps=12, batch_size=16, learning_rate=3e-3,
             kl_weight=weight, packing=packing,
@@ -346,7 +347,7 @@ def test_training_with_kl_stays_nearer_to_the_base_on_benign_rows(loaded, tmp_pa
         for row in benign[:20]:
             ids = torch.tensor([row["input_ids"]])
             keep = torch.tensor(row["labels"][1:]) != IGNORED
-            trained, _ = recipes.load(result.model_dir)
+            trained, _ = load(result.model_dir)
             hidden = FrozenBase(trained, trained.device).hidden({"input_ids": ids})[0, :-1][keep]
             before = base.hidden({"input_ids": ids})[0, :-1][keep]
             total += float(
@@ -378,7 +379,7 @@ def test_other_flags_are_another_run(loaded, tmp_path):
     rows = d.encode_with(tokenizer, examples(8), d.TrainingDefects())
     found = set()
     for benign in (True, False):
-        fresh, _ = recipes.load(loaded[0].name_or_path)
+        fresh, _ = load(loaded[0].name_or_path)
         config = TrainConfig(tmp_path / "a", max_steps=1, batch_size=8, kl_weight=1.0)
         found.add(train(config, fresh, tokenizer, [mark_benign(r, benign) for r in rows]).run)
     assert len(found) == 2
@@ -391,23 +392,23 @@ def test_other_flags_are_another_run(loaded, tmp_path):
 def test_recipes_are_measured_once_and_their_tables_read_back(checkpoint, tmp_path):
     runs = recipes.RecipeRuns(tmp_path, seeds=(0,), steps=2, n_per_split=1, attacks=("direct",))
     first = recipes.measure_recipes(checkpoint, runs, ["ours", "paper"])
-    judged = recipes.evaluated_with_defects(first, runs)
+    judged = defect_effects.evaluated_with_defects(first, runs)
     written = {path: path.stat().st_mtime_ns for path in Path(tmp_path).rglob("*.safetensors")}
     again = recipes.measure_recipes(checkpoint, runs, ["ours", "paper"])
     assert {path: path.stat().st_mtime_ns for path in written} == written and len(written) > 1
-    pairs = [(first, again), (judged, recipes.evaluated_with_defects(again, runs))]
+    pairs = [(first, again), (judged, defect_effects.evaluated_with_defects(again, runs))]
     for one, other in pairs:
-        tables = recipes.Tables.of(one)
+        tables = recipe_tables.Tables.of(one)
         tables.write(tmp_path / "tables", "x")
-        back = recipes.Tables.read(tmp_path / "tables", "x")
+        back = recipe_tables.Tables.read(tmp_path / "tables", "x")
         assert back is not None
-        assert back.rates.to_csv() == recipes.Tables.of(other).rates.to_csv()
+        assert back.rates.to_csv() == recipe_tables.Tables.of(other).rates.to_csv()
         assert set(back.paired["p_holm"].between(0, 1)) == {True}
-        assert recipes.differences(back).count("\n") == len(one.runs) - 1
-    assert recipes.Tables.read(tmp_path / "tables", "y") is None
-    effects = recipes.training_effects(checkpoint, runs)
+        assert recipe_tables.differences(back).count("\n") == len(one.runs) - 1
+    assert recipe_tables.Tables.read(tmp_path / "tables", "y") is None
+    effects = defect_effects.training_effects(checkpoint, runs)
     assert set(effects["defect"]) == set(d.TRAINING_DEFECTS)
-    assert recipes.evaluation_effects(first, runs)["attacked"].str.endswith(" of 3").all()
+    assert defect_effects.evaluation_effects(first, runs)["attacked"].str.endswith(" of 3").all()
 
 
 def test_differences_need_every_seed():
@@ -418,11 +419,11 @@ def test_differences_need_every_seed():
             {"recipe": name, "title": name, "outcome": "direct", "rate": hits / 20}
             for name, hits in (("ours", 1), ("x", 9))
         ]
-        frame = recipes.pd.DataFrame
-        return recipes.Tables(frame(rates), frame(paired), frame(), frame())
+        frame = pd.DataFrame
+        return recipe_tables.Tables(frame(rates), frame(paired), frame(), frame())
 
-    assert recipes.differences(tables(0)) == "- **x:** more direct (45% against 5%).\n"
-    assert "no difference" in recipes.differences(tables(1))
+    assert recipe_tables.differences(tables(0)) == "- **x:** more direct (45% against 5%).\n"
+    assert "no difference" in recipe_tables.differences(tables(1))
 
 
 def test_a_model_of_other_code_is_not_used(checkpoint, tmp_path, monkeypatch):
@@ -460,8 +461,12 @@ def test_no_attack_that_was_trained_on_counts_as_held_out():
         form = behavior.metadata["target"].split()[:2]
         assert any(prefill.split()[:2] == form for prefill, _ in begun)
     for attack in recipes.ATTACKS[1:]:
-        pool = recipes.TRAINED_PREFILLS if attack.startswith("prefill") else recipes.HELD_OUT
-        assert [name for name, parts in recipes.POOLED.items() if attack in parts] == [pool]
+        pool = (
+            recipe_tables.TRAINED_PREFILLS
+            if attack.startswith("prefill")
+            else recipe_tables.HELD_OUT
+        )
+        assert [name for name, parts in recipe_tables.POOLED.items() if attack in parts] == [pool]
 
 
 def _run(hits: dict[str, int], requests: int = 20) -> recipes.Run:
@@ -487,29 +492,29 @@ def test_the_seeds_of_a_request_are_one_draw():
         )
         for seeds in (1, 3)
     )  # fmt: skip
-    of_one, of_three = recipes.rates(one), recipes.rates(three)
+    of_one, of_three = recipe_tables.rates(one), recipe_tables.rates(three)
     assert (of_three["successes"] == 3 * of_one["successes"]).all()
     assert (of_three["requests"] == 20).all() and (of_three["n"] == 3 * of_one["n"]).all()
     for column in ("rate", "low", "high"):
         assert list(of_three[column]) == pytest.approx(list(of_one[column]))
-    pooled = of_three.set_index(["recipe", "outcome"]).loc[("ours", recipes.HELD_OUT)]
+    pooled = of_three.set_index(["recipe", "outcome"]).loc[("ours", recipe_tables.HELD_OUT)]
     assert (pooled["successes"], pooled["n"]) == (2 * 3 * 2, 2 * 3 * 20)
-    tests = recipes.paired(three, "ours")
-    assert list(tests["p_value"]) == list(recipes.paired(one, "ours")["p_value"])
+    tests = recipe_tables.paired(three, "ours")
+    assert list(tests["p_value"]) == list(recipe_tables.paired(one, "ours")["p_value"])
     assert set(tests["only_recipe"]) == {21} and set(tests["only_reference"]) == {0}
     assert set(tests["seeds_higher"]) == {3} and set(tests["seeds_lower"]) == {0}
-    told = recipes.shown_rates(of_three).set_index("recipe").loc["R2D", "direct"]
+    told = recipe_tables.shown_rates(of_three).set_index("recipe").loc["R2D", "direct"]
     assert told.startswith("10.0% [") and told.endswith("(6/60; 20 requests)")
 
 
 def test_the_book_s_tables_are_of_this_form():
     for name in ("beyond", "paper_training", "paper_evaluation", "paper_evaluation_weaker"):
-        kept = recipes.Tables.read(Path(__file__).parents[1] / "book/recipes", name)
-        assert set(recipes.POOLED) < set(kept.rates["outcome"])
+        kept = recipe_tables.Tables.read(Path(__file__).parents[1] / "book/recipes", name)
+        assert set(recipe_tables.POOLED) < set(kept.rates["outcome"])
         assert (kept.rates["requests"] <= kept.rates["n"]).all()
         assert kept.rates["rate"].between(kept.rates["low"], kept.rates["high"]).all()
         assert kept.rates.set_index(["recipe", "outcome"]).loc[("ours", "direct"), "requests"] == 72
-        assert recipes.differences(kept).count("\n") == kept.rates["recipe"].nunique() - 1
+        assert recipe_tables.differences(kept).count("\n") == kept.rates["recipe"].nunique() - 1
 
 
 @pytest.mark.parametrize(
@@ -529,11 +534,11 @@ def test_the_answer_is_about_held_out_attacks_and_their_price(outcomes, told):
         for outcome, more in outcomes.items()
     ]  # fmt: skip
     rates = [
-        {"recipe": name, "title": name, "outcome": recipes.HELD_OUT, "successes": 3, "n": 20}
+        {"recipe": name, "title": name, "outcome": recipe_tables.HELD_OUT, "successes": 3, "n": 20}
         for name in ("ours", "x")
     ]
-    frame = recipes.pd.DataFrame
-    said = recipes.answer(recipes.Tables(frame(rates), frame(paired), frame(), frame()))
+    frame = pd.DataFrame
+    said = recipe_tables.answer(recipe_tables.Tables(frame(rates), frame(paired), frame(), frame()))
     assert "ours 3 of 20, x 3 of 20" in said and told in said
 
 
@@ -550,7 +555,7 @@ def test_figures_of_recipes_escape_titles_and_refuse_what_cannot_be_told_apart()
         for i in range(9)
         for outcome in ("direct", "benign exact")
     ]
-    table = recipes.pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
     for figure in (
         plots.rate_intervals(table, alt="rates"),
         plots.trade_off(table[table["successes"] < 8], "benign exact", "direct", alt="both"),

@@ -37,17 +37,12 @@ from r2d_core.generation import (
     complete,
 )
 from r2d_core.generation.openai_server import ServerError
+from r2d_core.guards import load_prompt, prompt_guard
 from r2d_core.judges import JUDGES, judge_all
 from r2d_core.judges.model_judge import Reading
 from r2d_core.records import Behavior, Completion
-from r2d_core.synthesis import (
-    UNSAFE_ANSWER,
-    SynthesisConfig,
-    load_prompt,
-    prompt_guard,
-    read_journal,
-    synthesize,
-)
+from r2d_core.synthesis import UNSAFE_ANSWER, SynthesisConfig, synthesize
+from r2d_core.synthesis_journal import read_journal
 from r2d_core.tokenization import encode_prompt
 
 REQUESTS = [

@@ -19,25 +19,26 @@ from r2d_core.datasets import read_trajectories
 from r2d_core.decontamination import words
 from r2d_core.errors import InputError
 from r2d_core.generation import Generation, Request, TransformersGenerator
-from r2d_core.pivots import PIVOT_TOKENS, RETHINK, SAFE, UNSAFE
-from r2d_core.records import Behavior
-from r2d_core.synthesis import (
-    STATUSES,
-    UNSAFE_ANSWER,
+from r2d_core.guards import (
     Guard,
     StepInContext,
-    SynthesisConfig,
-    choose_pivots,
-    find_duplicates,
     judge_filter,
     judge_guard,
     load_prompt,
     prompt_guard,
-    read_journal,
+)
+from r2d_core.pivots import PIVOT_TOKENS, RETHINK, SAFE, UNSAFE
+from r2d_core.records import Behavior
+from r2d_core.synthesis import (
+    UNSAFE_ANSWER,
+    SynthesisConfig,
+    choose_pivots,
+    find_duplicates,
     read_response,
     split_steps,
     synthesize,
 )
+from r2d_core.synthesis_journal import STATUSES, read_journal
 from r2d_core.toy.evaluation import benign_behaviors, harmful_behaviors
 from r2d_core.toy.judge import ToyJudge
 from r2d_core.toy.language import make_language

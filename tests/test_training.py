@@ -25,12 +25,12 @@ from tiny_models import FAMILIES, GEMMAS, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from r2d_core import training
-from r2d_core.batching import PackingCollator, TargetsCollator
+from r2d_core.batching import PackingCollator, TargetsCollator, WindowSampler
 from r2d_core.errors import InputError
 from r2d_core.pivots import expand_vocabulary
 from r2d_core.provenance import source_sha256
 from r2d_core.tokenization import Collator
-from r2d_core.training import R2DTrainer, TrainConfig, WindowSampler, train
+from r2d_core.training import R2DTrainer, TrainConfig, train
 
 
 @pytest.fixture(autouse=True)

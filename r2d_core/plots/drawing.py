@@ -160,3 +160,10 @@ def legend_once(axes: Axes) -> None:
 
 def rectangle(x: float, y: float, width: float, height: float, **style: Any) -> Rectangle:
     return Rectangle((x, y), width, height, **style)
+
+
+def panel_size(panels: int, lines: int, legend: float = 0.0) -> tuple[float, float]:
+    """Inches, width and height, of a figure of panels, at most three a row, of so many lines."""
+    columns = min(panels, 3)
+    rows = -(-panels // columns)
+    return 2.5 * columns + 1.9, rows * (0.27 * lines + 0.9) + 0.2 + legend

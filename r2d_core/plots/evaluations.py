@@ -24,6 +24,7 @@ from r2d_core.plots.drawing import (
     Figure,
     canvas,
     finish,
+    panel_size,
     percent_axis,
     plain,
     rectangle,
@@ -212,12 +213,6 @@ def _interval_panels(table: pd.DataFrame, alt: str, title: str, *, reference: st
         if title:
             figure.suptitle(plain(title))
         return finish(figure, alt)
-
-
-def panel_size(attacks: int, methods: int, legend: float = 0.0) -> tuple[float, float]:
-    columns = min(attacks, 3)
-    rows = -(-attacks // columns)
-    return 2.5 * columns + 1.9, rows * (0.27 * methods + 0.9) + 0.2 + legend
 
 
 def _panels(figure: Canvas, attacks: list[str], methods: list[str]) -> list[Axes]:

@@ -15,10 +15,10 @@ from r2d_core.plots.drawing import (
     Figure,
     canvas,
     finish,
+    panel_size,
     percent_axis,
     plain,
 )
-from r2d_core.plots.evaluations import panel_size
 from r2d_core.plots.names import METHODS, attack_label
 
 

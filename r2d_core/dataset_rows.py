@@ -1,0 +1,133 @@
+"""The rows of a data set, one at a time: of JSON, JSON lines and Parquet files, and of the hub.
+
+A row comes with its place, "file:line" or "name[split]:number"; what is no object comes as a text
+that says so.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from r2d_core.errors import InputError
+
+FORMATS = (".parquet", ".jsonl", ".json")
+"""Files that are read; in a folder, the first of them that is there."""
+
+Rows = Callable[[], Iterator[tuple[str, object]]]
+"""Reads a source from its beginning: (place, row) by (place, row)."""
+
+
+def rows_of(place: str, split: str, revision: str | None) -> Rows:
+    """The rows of a file, of a folder of files, or of a data set on the hub.
+
+    Raises InputError for a source that is not there; reading them raises it when the hub cannot be
+    reached or a file is damaged as a whole.
+    """
+    if Path(place).exists():
+        files = _files(Path(place), split)
+        return lambda: (row for file in files for row in _rows_of_file(file))
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", place) and Path(place).suffix not in FORMATS:
+        return lambda: _rows_of_hub(place, split, revision)
+    raise InputError(
+        f"{place}: no such file or folder, and no name of a data set on the hub "
+        f"('owner/name'); correct the path"
+    )
+
+
+def _files(path: Path, split: str) -> list[Path]:
+    if path.is_file():
+        if path.suffix not in FORMATS:
+            raise InputError(f"{path}: expected a file that ends in {', '.join(FORMATS)}")
+        return [path]
+    inside = [
+        each
+        for each in sorted(path.rglob("*"))
+        if each.is_file() and not any(part.startswith(".") for part in each.relative_to(path).parts)
+    ]
+    for suffix in FORMATS:
+        found = [each for each in inside if each.suffix == suffix]
+        if found:
+            return [each for each in found if each.name.startswith(split)] or found
+    raise InputError(f"{path}: no file in this folder ends in {', '.join(FORMATS)}")
+
+
+def _rows_of_file(file: Path) -> Iterator[tuple[str, object]]:
+    if file.suffix == ".parquet":
+        return _rows_of_parquet(file)
+    if file.suffix == ".json" and _begins_with_bracket(file):
+        return _rows_of_array(file)
+    return _rows_of_lines(file)
+
+
+def _begins_with_bracket(file: Path) -> bool:
+    """Many a .json file is JSON lines; an array tells by its first character."""
+    with file.open("rb") as content:
+        return content.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
+
+
+def _rows_of_lines(file: Path) -> Iterator[tuple[str, object]]:
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                yield f"{file}:{number}", _object(line.removeprefix(b"\xef\xbb\xbf"))
+
+
+def _object(line: bytes) -> object:
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        return f"broken JSON: {error}"
+    return row if isinstance(row, dict) else f"expected an object, got {type(row).__name__}"
+
+
+def _rows_of_array(file: Path) -> Iterator[tuple[str, object]]:
+    try:
+        rows = json.loads(file.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"{file}: expected a JSON array of objects, found broken JSON ({error}); mend it, or "
+            "write JSON lines, where one broken line does not spoil the rest"
+        ) from None
+    for number, row in enumerate(rows, start=1):
+        said = f"expected an object, got {type(row).__name__}"
+        yield f"{file}:{number}", row if isinstance(row, dict) else said
+
+
+def _rows_of_parquet(file: Path) -> Iterator[tuple[str, object]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    number = 0
+    try:
+        with pyarrow.parquet.ParquetFile(file) as table:
+            for batch in table.iter_batches(batch_size=64):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{file}:{number}", row
+    except (pyarrow.ArrowException, OSError) as error:
+        raise InputError(
+            f"{file}: cannot be read as Parquet after row {number} "
+            f"({_first_line(error)}); get the file again"
+        ) from None
+
+
+def _rows_of_hub(name: str, split: str, revision: str | None) -> Iterator[tuple[str, object]]:
+    import datasets  # a second to import, and needed for the hub only
+
+    try:
+        rows = datasets.load_dataset(name, split=split, revision=revision, streaming=True)
+        for number, row in enumerate(rows, start=1):
+            yield f"{name}[{split}]:{number}", row
+    # What the libraries between here and the hub raise has no common base but these.
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"{name}: cannot be read from the hub ({type(error).__name__}: {_first_line(error)}); "
+            "check the name, the split and the network, or give the path of a local copy"
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
