@@ -332,16 +332,17 @@ def _stage_generated(root: Path, results: Path, target: Path) -> None:
     attacks, _ = judged_of(results)
     paper = paper_tables.read_paper(root / "book" / "paper_results.csv")
     parts |= paper_tables.pages(paper, by_scope(attacks))
-    parts |= _full_experiment(root / "book" / "full")
+    for name in ("full", "longer"):
+        parts |= _published(root / "book" / name)
     for file, text in parts.items():
         write_text_atomic(target / file, text + "\n")
 
 
-def _full_experiment(kept: Path) -> dict[str, str]:
-    """The committed figures of the full grid, and how they were made (`experiments/publish.py`)."""
+def _published(kept: Path) -> dict[str, str]:
+    """An experiment's committed figures, and how they were made (`experiments/publish.py`)."""
     file = kept / "results.json"
     if not file.is_file():
-        raise InputError(f"{file}: no such file; `make full` runs the full grid and writes it")
+        raise InputError(f"{file}: no such file; experiments/{kept.name}.yaml says what writes it")
     record = json.loads(file.read_text())
     hardware, versions = record["hardware"], record["versions"]
     said = (
@@ -354,8 +355,8 @@ def _full_experiment(kept: Path) -> dict[str, str]:
         said += (
             " *The package has changed since*: the same grid, run now, need not give these numbers."
         )
-    figures = {f"full_{f.stem}.md": _raw_figure(f.read_text()) for f in kept.glob("*.svg")}
-    return {"full_provenance.md": said} | figures
+    figures = {f"{kept.name}_{f.stem}.md": _raw_figure(f.read_text()) for f in kept.glob("*.svg")}
+    return {f"{kept.name}_provenance.md": said} | figures
 
 
 def _raw_figure(svg: str) -> str:

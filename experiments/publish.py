@@ -4,9 +4,10 @@
     python experiments/publish.py --reword    # the sentences anew, from the outcomes that are there
 
 The full grid takes too long for everybody to run; the book shows its tables and figures from
-``book/full/`` with the provenance they were made with, the grid itself (``grid.yaml``), every cell
-of it, unpooled (``cells.csv``), and how every completion was judged (``outcomes.csv.gz``). Results
-of uncommitted code are refused: nobody could make them again.
+``book/full/`` (another experiment's: ``book/<its name>/``) with the provenance they were made with,
+the grid itself (``grid.yaml``), every cell of it, unpooled (``cells.csv``), and how every completion
+was judged (``outcomes.csv.gz``). Results of uncommitted code are refused: nobody could make them
+again.
 
 Exit status: 0 done, 2 refused.
 """
@@ -53,20 +54,22 @@ def main(arguments: list[str] | None = None) -> int:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--experiment", help="a name in results/")
     what.add_argument(
-        "--reword", action="store_true", help="write findings.md and tokens.csv of book/full anew"
+        "--reword", action="store_true", help="write the published findings.md and tokens.csv anew"
     )
     options = parser.parse_args(arguments)
     try:
         if options.reword:
-            reword(ROOT / "book" / "full")
-            print("book/full: findings.md and tokens.csv, from its cells")
+            for outcomes in sorted((ROOT / "book").glob("*/outcomes.csv.gz")):
+                reword(outcomes.parent)
+                print(f"book/{outcomes.parent.name}: findings.md and tokens.csv, from its outcomes")
             return 0
-        grid = ROOT / "experiments" / f"{options.experiment}.yaml"
-        files = publish(ROOT / "results" / options.experiment, grid, ROOT / "book" / "full")
+        name = options.experiment
+        grid = ROOT / "experiments" / f"{name}.yaml"
+        files = publish(ROOT / "results" / name, grid, ROOT / "book" / name)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"book/full: {len(files)} files of results/{options.experiment}; commit them")
+    print(f"book/{name}: {len(files)} files of results/{name}; commit them")
     return 0
 
 

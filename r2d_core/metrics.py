@@ -36,7 +36,8 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[f
     if n == 0:
         return 0.0, 1.0
     low, high = proportion_confint(successes, n, alpha=1 - confidence, method="wilson")
-    return max(0.0, float(low)), min(1.0, float(high))
+    # Rounding can put a bound a hair on the wrong side of a rate of 0 or 1.
+    return max(0.0, min(float(low), successes / n)), min(1.0, max(float(high), successes / n))
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,8 @@ def _wilson_between(hits: np.ndarray, sizes: np.ndarray, outcomes: int) -> Inter
     variance = np.sum((some_hits - mean * some) ** 2) / some.sum() ** 2
     effective = min(float(mean * (1 - mean) / variance) * k / (k + 4), float(outcomes))
     low, high = proportion_confint(rate * effective, effective, method="wilson")
-    return Interval(rate, max(0.0, float(low)), min(1.0, float(high)), k)
+    # Rounding can put a bound a hair on the wrong side of a rate of 0 or 1.
+    return Interval(rate, max(0.0, min(float(low), rate)), min(1.0, max(float(high), rate)), k)
 
 
 def clustered_mean(

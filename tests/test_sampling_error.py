@@ -50,6 +50,16 @@ def test_clustered_interval_covers_the_truth():
     assert binomtest(covered, 200, 0.94).pvalue > 1e-3
 
 
+def test_an_interval_holds_its_rate_to_the_last_digit():
+    """statsmodels' bounds of 0 and of 1 may miss them by a rounding."""
+    for outcome in (False, True):
+        for requests in range(1, 200):
+            found = clustered_rate([outcome] * 3 * requests, [*range(requests)] * 3)
+            assert found.low <= found.estimate <= found.high
+            low, high = wilson_interval(requests * outcome, requests)
+            assert low <= outcome <= high
+
+
 def test_clustered_interval_at_the_ends_is_wilsons():
     for value in (False, True):
         found = clustered_rate([value] * 40, np.repeat(range(20), 2))

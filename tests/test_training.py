@@ -24,8 +24,9 @@ from safetensors.torch import load_file
 from tiny_models import FAMILIES, GEMMAS, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from r2d_core import training
+from r2d_core import trainer, training
 from r2d_core.batching import PackingCollator, TargetsCollator, WindowSampler
+from r2d_core.checkpoints import WHOLE
 from r2d_core.errors import InputError
 from r2d_core.pivots import expand_vocabulary
 from r2d_core.provenance import source_sha256
@@ -106,7 +107,7 @@ def test_the_loss_is_given_targets_that_no_gpu_holds(tmp_path, monkeypatch, pack
     assert moved["labels"].is_meta and moved["targets"] is batch["targets"]
 
     seen, arrays = [], []
-    r2d_loss, compute_loss = training.r2d_loss, R2DTrainer.compute_loss
+    r2d_loss, compute_loss = trainer.r2d_loss, R2DTrainer.compute_loss
 
     def noting_targets(*tensors, targets, **options):
         seen.append(targets.data_ptr())
@@ -116,7 +117,7 @@ def test_the_loss_is_given_targets_that_no_gpu_holds(tmp_path, monkeypatch, pack
         arrays.append(inputs["targets"].ctypes.data)
         return compute_loss(self, model, inputs, *arguments, **options)
 
-    monkeypatch.setattr(training, "r2d_loss", noting_targets)
+    monkeypatch.setattr(trainer, "r2d_loss", noting_targets)
     monkeypatch.setattr(R2DTrainer, "compute_loss", noting_batches)
     train(config(tmp_path, max_steps=2, packing=packing), model, tokenizer, rows, rows[:3])
     assert seen == arrays and len(seen) == 3
@@ -267,7 +268,7 @@ def test_killed_run_ends_like_an_unbroken_one(tmp_path):
     assert {p.name for p in checkpoints.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4"}
     # As a kill in the middle of the next checkpoint would have left it.
     shutil.copytree(checkpoints / "checkpoint-4", checkpoints / "checkpoint-6")
-    (checkpoints / "checkpoint-6" / training.WHOLE).unlink()
+    (checkpoints / "checkpoint-6" / WHOLE).unlink()
     (checkpoints / "checkpoint-6" / "optimizer.pt").write_bytes(b"half")
 
     model, tokenizer, _, rows = setup()

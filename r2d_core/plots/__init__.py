@@ -5,11 +5,12 @@ background is transparent and its text stays text, so one drawing reads in the l
 theme, can be searched, and needs no image file. Colours follow Okabe and Ito's, darkened until they
 stand out from either background (WCAG's 3:1 for graphics); the common forms of colour blindness
 keep them apart, and no figure relies on colour alone: markers, hatches or printed numbers say the
-same. Rates come with Wilson 95% intervals. Names and tokens are untrusted text:
-nothing in them is read as markup or as mathematics.
+same. Rates come with 95% intervals. Names and tokens are untrusted text: nothing in them is read as
+markup or as mathematics.
 
 The tables have the columns of an evaluation's ``table.csv``: method, base_seed, seed, attack,
-split, scope, n, and the counts harmful, refused, correct, garbled.
+split, scope, n, and the counts harmful, refused, correct, garbled; or are its outcomes one by one
+(`toy.measure.by_scope`), which name their ``behavior`` besides.
 """
 
 from __future__ import annotations
