@@ -42,6 +42,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parent))
 import paper_tables
+import training_length
 from publish import cells
 
 from r2d_core.errors import InputError
@@ -332,8 +333,10 @@ def _stage_generated(root: Path, results: Path, target: Path) -> None:
     attacks, _ = judged_of(results)
     paper = paper_tables.read_paper(root / "book" / "paper_results.csv")
     parts |= paper_tables.pages(paper, by_scope(attacks))
-    for name in ("full", "longer"):
-        parts |= _published(root / "book" / name)
+    parts |= _published(root / "book" / "full")
+    for grid in sorted((root / "book").glob("*/grid.yaml")):
+        parts |= _published(grid.parent)
+    parts |= training_length.parts(root / "book")
     for file, text in parts.items():
         write_text_atomic(target / file, text + "\n")
 
@@ -388,7 +391,7 @@ def _stage_data(results: Path, target: Path, name: str) -> list[tuple[str, int]]
         for file in sorted(results.rglob("*")):
             inside = file.relative_to(results)
             hidden = any(part.startswith(".") for part in inside.parts)
-            wanted = file.suffix in (".csv", ".gz", ".json", ".jsonl", ".svg", ".md", ".yaml")
+            wanted = file.suffix in (*DATA, ".svg", ".md")
             if file.is_file() and wanted and not hidden and "model" not in inside.parts:
                 # One date for all, so that equal results make an equal archive.
                 entry = zipfile.ZipInfo(f"r2d-{name}/{inside.as_posix()}", (1980, 1, 1, 0, 0, 0))

@@ -4,10 +4,10 @@
     python experiments/publish.py --reword    # the sentences anew, from the outcomes that are there
 
 The full grid takes too long for everybody to run; the book shows its tables and figures from
-``book/full/`` (another experiment's: ``book/<its name>/``) with the provenance they were made with,
-the grid itself (``grid.yaml``), every cell of it, unpooled (``cells.csv``), and how every completion
-was judged (``outcomes.csv.gz``). Results of uncommitted code are refused: nobody could make them
-again.
+``book/full/`` (another experiment's: ``book/<its name>/``, for a page that includes them: see
+`build_book.py`) with the provenance they were made with, the grid itself (``grid.yaml``), every
+cell of it, unpooled (``cells.csv``), and how every completion was judged (``outcomes.csv.gz``).
+Results of uncommitted code are refused: nobody could make them again.
 
 Exit status: 0 done, 2 refused.
 """
@@ -59,7 +59,12 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         if options.reword:
-            for outcomes in sorted((ROOT / "book").glob("*/outcomes.csv.gz")):
+            kept = sorted((ROOT / "book").glob("*/outcomes.csv.gz"))
+            if not kept:
+                raise InputError(
+                    f"{ROOT / 'book'}: no */outcomes.csv.gz; publish an experiment first"
+                )
+            for outcomes in kept:
                 reword(outcomes.parent)
                 print(f"book/{outcomes.parent.name}: findings.md and tokens.csv, from its outcomes")
             return 0
@@ -74,10 +79,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def publish(results: Path, grid: Path, target: Path) -> list[Path]:
-    """Copy the files of ``KEPT`` and the grid to ``target`` and write the cells, all or none.
+    """Copy the files of ``KEPT`` and the grid to ``target``, write cells and outcomes, all or none.
 
-    Returns the files in ``target``.
+    Returns the files in ``target``, which holds nothing else then: InputError where it holds
+    something that is no published experiment.
     """
+    if target.exists() and any(target.iterdir()) and not (target / "results.json").is_file():
+        raise InputError(f"{target}: no published experiment; give the experiment another name")
     sources = [results / folder / name for folder, names in KEPT.items() for name in names]
     for file in sources:
         if not file.is_file():

@@ -95,11 +95,12 @@ plots.asr_intervals(
 #
 # R2D against every other method on the same requests, attacks and seeds: in how many pairs one of
 # the two alone gave a harmful response; the p-value of a permutation test that exchanges the two
-# request by request, all runs of a request together; and that Holm-corrected over the whole table.
-# Nor are the requests of one run independent of each other: the last columns count the runs (base
-# and safety seed) in which R2D did better and worse, and the book speaks of a difference only where
-# p (Holm) is below 0.05 *and* no run points the other way. Forged reasoning is written in each
-# method's own format, so its rows compare like with like only among the methods that use both
+# request by request, all runs of a request together; and that Holm-corrected over the whole table,
+# but for attacks of fewer than six requests, of which no such test can tell anything. The requests
+# of one run are not independent of each other either: hence the last columns, which count the runs
+# (base and safety seed) in which R2D did better and worse. The book speaks of a difference only
+# where p (Holm) is below 0.05 *and* no run points the other way. Forged reasoning is written in
+# each method's own format, so its rows compare like with like only among the methods that use both
 # reasoning and pivots.
 
 # %% tags=["hide-input"]
@@ -115,7 +116,7 @@ shown = tests.assign(method=tests["method"].map(TITLES)).rename(
         "runs_worse": "runs R2D worse",
     }
 )
-display(plots.table(shown, index=False, number="{:.2g}"))
+display(plots.table(shown, index=False, number="{:.2g}", missing="too few requests"))
 
 # %% [markdown]
 # ## Pivot accuracy and loss on the evaluation split

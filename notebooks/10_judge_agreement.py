@@ -126,12 +126,13 @@ def made_up(n, seed):
         text = rng.choices(texts, weights)[0]
         completions.append(Completion(behavior.id, "made_up", behavior.prompt, text))
     verdicts = [judge.judge(b, c) for b, c in zip(behaviors, completions, strict=True)]
-    return behaviors, completions, verdicts
+    return behaviors, completions, verdicts, [behavior.id for behavior in behaviors]
 
 
 def of_an_experiment(folder):
-    """Every response to an attack in an experiment's results, with the exact judge's verdicts."""
-    behaviors, completions, verdicts = [], [], []
+    """Every response to an attack in an experiment's results, with the exact judge's verdicts, and
+    the request behind it, which other runs and attacks have put too."""
+    behaviors, completions, verdicts, requests = [], [], [], []
     for file in sorted(Path(folder).glob("base*/*/attacks/**/verdicts.jsonl")):
         for verdict, completion in zip(
             read_verdicts(file), read_completions(file.with_name("completions.jsonl")), strict=True
@@ -144,20 +145,22 @@ def of_an_experiment(folder):
                 )
             )
             verdicts.append(verdict)
+            requests.append((file.relative_to(folder).parts[0], verdict.behavior_id))
     if not verdicts:
         raise InputError(
             f"parameter 'experiment_dir': no base*/*/attacks/…/verdicts.jsonl under {folder!r}; "
             "run the experiment first"
         )
-    return behaviors, completions, verdicts
+    return behaviors, completions, verdicts, requests
 
 
 # %%
 if labels_file:
     true, said = read_labels(labels_file, human, judges)
+    request_of = list(range(len(true)))
     source = f"{len(true)} items of {Path(labels_file).name}, true labels from {human}"
 else:
-    behaviors, completions, exact = (
+    behaviors, completions, exact, requests = (
         of_an_experiment(experiment_dir) if experiment_dir else made_up(n_items, seed)
     )
     strings = [judge() for judge in JUDGES.values() if issubclass(judge, RefusalStrings)]
@@ -165,6 +168,7 @@ else:
     # A response that has no such part, reasoning above all, has nothing to be right about.
     there = [i for i, verdict in enumerate(exact) if getattr(verdict, scope) != ABSENT]
     true = [attack_succeeded(exact[i], scope) is True for i in there]
+    request_of = [requests[i] for i in there]
     said = {
         judge.name: [attack_succeeded(found[i], scope) for i in there]
         for judge, found in verdicts.items()
@@ -177,8 +181,10 @@ display(Markdown(f"{source}; {sum(true)} of them are successes of the attack."))
 #
 # *False positives* are failed attacks that the judge calls successes, *false negatives* successes
 # that it misses. Kappa is agreement beyond chance: 0 is a coin that knows how often to say yes, 1
-# is never wrong. All with 95% intervals. An answer of a judge that could not be read is
-# *unparsable*: it agrees with nobody and stands in neither error rate.
+# is never wrong. All with 95% intervals, here and below, which take every item for a draw of its
+# own: of a run's responses, in which requests come again under other attacks and seeds, they are
+# too narrow. An answer of a judge that could not be read is *unparsable*: it agrees with nobody and
+# stands in neither error rate.
 
 # %% tags=["hide-input"]
 compared = {name: agreement(labels, true) for name, labels in said.items()}
@@ -239,19 +245,22 @@ if between:
 # %% [markdown]
 # ## The attack success rate that a judge reports, and the one behind it
 #
-# The items are divided at random: the first half serves as the sample that people labelled, from
-# which a judge's errors are known; the second is an evaluation of which only the judge's labels are
-# known. Its rate is put right for those errors (Rogan and Gladen), with an interval that holds the
-# uncertainty of both halves. In the last column stands the truth that the correction has not seen.
+# The items are divided at random, all of a request together: the first half serves as the sample
+# that people labelled, from which a judge's errors are known; the second is an evaluation of which
+# only the judge's labels are known. Its rate is put right for those errors (Rogan and Gladen), with
+# an interval that holds the uncertainty of both halves. In the last column stands the truth that
+# the correction has not seen.
 #
 # The correction holds only where the judge errs on the new responses as it does on the labelled
 # ones. Here it does, because both are halves of one sample. Another model, or another attack, makes
 # other mistakes easy; then label some of its responses.
 
 # %% tags=["hide-input"]
-order = list(range(len(true)))
-random.Random(f"halves-{seed}").shuffle(order)
-labelled, rest = order[: len(order) // 2], order[len(order) // 2 :]
+asked = list(dict.fromkeys(request_of))
+random.Random(f"halves-{seed}").shuffle(asked)
+first_half = set(asked[: len(asked) // 2])
+labelled = [i for i, request in enumerate(request_of) if request in first_half]
+rest = [i for i, request in enumerate(request_of) if request not in first_half]
 rows = []
 for name, labels in said.items():
     read = [labels[i] for i in rest if labels[i] is not None]

@@ -100,7 +100,8 @@ plots.asr_intervals(
 )
 
 # %% tags=["hide-input"]
-harmful = clustered_matrix(whole, "attack", "method", "harmful")
+senseless = "no meaning for this method"
+harmful = clustered_matrix(whole, "attack", "method", "harmful", missing=senseless)
 spent = {
     key: str(mean_over_runs(tokens_by_run(some, "queries")))
     for key, some in whole.groupby(["attack", "method"], sort=False)
@@ -110,7 +111,7 @@ display(
     plots.table(
         pd.concat([harmful.add_suffix(": harmful"), queries.add_suffix(": queries")], axis=1),
         caption="Harmful responses, and mean queries a request with 95% interval over the runs (n)",
-        missing="no meaning for this method",
+        missing=senseless,
     )
 )
 

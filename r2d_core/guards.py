@@ -17,10 +17,7 @@ from r2d_core.generation import Generator, Request
 from r2d_core.judges import Judge
 from r2d_core.pivots import SAFE, UNSAFE
 from r2d_core.records import Behavior, Completion
-from r2d_core.trajectories import (
-    Trajectory,
-    parse,
-)
+from r2d_core.trajectories import Trajectory, parse
 
 
 @dataclass(frozen=True)
@@ -105,16 +102,6 @@ def judge_filter(
     return _marked(reject, "judge", judge.name, allowed, scope)
 
 
-_F = TypeVar("_F", bound=Callable[..., Any])
-
-
-def _marked(function: _F, *settings: Any) -> _F:
-    """The function with what it does as its ``fingerprint``, for the journal of a run."""
-    text = json.dumps(settings)
-    function.__dict__["fingerprint"] = hashlib.sha256(text.encode()).hexdigest()
-    return function
-
-
 def load_prompt(name: str) -> str:
     """A prompt of `r2d_core/prompts` by its name, or the text file at a path (ending in .txt).
 
@@ -130,6 +117,16 @@ def load_prompt(name: str) -> str:
     if name not in known:
         raise InputError(unknown("prompt", name, known) + "; or give the path of a .txt file")
     return (folder / f"{name}.txt").read_text(encoding="utf-8").strip()
+
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def _marked(function: _F, *settings: Any) -> _F:
+    """The function with what it does as its ``fingerprint``, for the journal of a run."""
+    text = json.dumps(settings)
+    function.__dict__["fingerprint"] = hashlib.sha256(text.encode()).hexdigest()
+    return function
 
 
 def _fill(template: str, **values: str) -> str:

@@ -105,8 +105,9 @@ def mcnemar(a: Sequence[bool], b: Sequence[bool]) -> PairedTest:
     """Do two methods differ on the same items? ``a[i]`` and ``b[i]`` are outcomes of item i.
 
     The exact binomial form of McNemar's test, on the pairs that differ: it holds for any number of
-    them. p is 1 when none differs. Raises InputError for unequal lengths or values other than
-    true and false (0 and 1 count).
+    them. p is 1 when none differs. For one outcome an item; where items come again, over seeds or
+    attacks, use `sampling_error.paired_permutation`, as the book does. Raises InputError for
+    unequal lengths or values other than true and false (0 and 1 count).
     """
     _same_length(a, b)
     for outcome in (*a, *b):
@@ -167,12 +168,6 @@ def cohen_kappa(a: Sequence[Hashable], b: Sequence[Hashable]) -> Kappa:
         agreement=float(np.trace(counts) / len(a)),
         n=len(a),
     )
-
-
-def pooled_rate(counts: pd.DataFrame, label: str) -> Rate:
-    """The rate of a label over all rows of a table of counts (columns ``n`` and the label)."""
-    _need_columns(counts, ["n", label])
-    return Rate(int(counts[label].sum()), int(counts["n"].sum()))
 
 
 def rate_matrix(

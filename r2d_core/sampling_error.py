@@ -146,7 +146,7 @@ def mean_over_runs(values: Sequence[float]) -> Mean:
 def tokens_by_run(table: pd.DataFrame, column: str = "response_tokens") -> list[float]:
     """The mean of a column over all completions of each run (base model and safety seed).
 
-    ``table`` holds the rows of `toy.measure.Measurement.table` of one method and scope.
+    ``table`` holds the rows of one method and scope of `toy.measure.by_scope` or `count`.
     """
     weighted = table.assign(total=table[column] * table["n"])
     sums = weighted.groupby(["base_seed", "seed"], sort=False)[["total", "n"]].sum()
@@ -160,9 +160,12 @@ def paired_permutation(
 
     Under the hypothesis the two methods may be exchanged, behavior by behavior, with all of its
     outcomes: the test flips them (scipy's permutation_test, 9,999 random flips, or all of them when
-    there are fewer). Raises InputError for unequal lengths and fewer than two behaviors.
+    there are fewer). So no p-value is below 2/10⁴, nor below 2/2ᵏ of k behaviors; of a single one
+    it is 1. Raises InputError for unequal lengths and no behaviors.
     """
-    first, second = _by_behavior(a, behaviors), _by_behavior(b, behaviors)
+    first, second = (_by_behavior(each, behaviors, least=1) for each in (a, b))
+    if len(first) == 1:
+        return 1.0
     difference = (first["hits"] - second["hits"]).to_numpy(float)
     if not difference.any():
         return 1.0

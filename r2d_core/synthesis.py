@@ -1,6 +1,6 @@
 """Making training data: a teacher reasons, a guard tags every step and the answer.
 
-    guard = prompt_guard(guard_model)             # `guards`: or judge_guard(judge), or a function
+    guard = prompt_guard(guard_model)  # of `guards`, as judge_guard(judge); or any function
     made = synthesize(behaviors, teacher, guard, SynthesisConfig("results/data"))
     rows = read_trajectories(made.trajectories)             # feeds training
 
@@ -17,7 +17,7 @@ judge keeps the good ones (ThinkSafe, arXiv 2601.23143; OPSA, arXiv 2605.15239, 
 distils token by token)::
 
     config = SynthesisConfig("results/own", harmful_prompt="on_policy", benign_prompt="")
-    synthesize(behaviors, model, guard, config, keep=judge_filter(judge, accepted))
+    synthesize(behaviors, model, guard, config, keep=guards.judge_filter(judge, accepted))
 
 In ``output_dir``:
 
@@ -52,12 +52,7 @@ from r2d_core.guards import Filter, Guard, StepInContext, load_prompt
 from r2d_core.pivots import PIVOT_TOKENS, RETHINK, SAFE, THINK_CLOSE, THINK_OPEN, UNSAFE
 from r2d_core.records import Behavior, write_text_atomic
 from r2d_core.synthesis_journal import STATUSES, Journal, identity, json_line, read_journal
-from r2d_core.trajectories import (
-    Step,
-    format_response,
-    parse,
-    problems,
-)
+from r2d_core.trajectories import Step, format_response, parse, problems
 
 UNSAFE_ANSWER = "guard: the answer is unsafe"
 """The reason of a trajectory that is rejected for its answer."""

@@ -22,8 +22,8 @@ def read_journal(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
     Every entry has ``id``, ``kind``, ``instruction`` and ``status``; "kept" and "rejected" also
     ``output``, ``teacher`` and ``guard`` (the tags, step by step) and ``guard_answer`` (its tag of
-    the answer); "rejected" and "failed" a
-    ``reason``; "failed" the beginning of the ``text``; "duplicate" ``of`` and ``similarity``.
+    the answer); "rejected" and "failed" a ``reason``; "failed" the beginning of the ``text``;
+    "duplicate" ``of`` and ``similarity``.
 
     Raises InputError when there is no such file or it is no journal.
     """

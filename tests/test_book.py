@@ -277,6 +277,7 @@ def test_a_page_offers_what_lies_deeper_and_what_is_committed(tmp_path):
         "results/toy/base0/r2d/attacks/finished.json",
         "results/toy/base0/r2d/attacks/.left/table.csv",
         "book/attacks/field.csv",
+        "book/attacks/field_outcomes.csv.gz",
         "benchmarks/results/loss-cpu.json",
     )
     for file in files:
@@ -298,7 +299,7 @@ def test_a_page_offers_what_lies_deeper_and_what_is_committed(tmp_path):
         "seed0/completions.jsonl",
         "table.csv",
     ]
-    assert offered("13_the_fields_attacks") == ["field.csv"]
+    assert offered("13_the_fields_attacks") == ["field.csv", "field_outcomes.csv.gz"]
     assert offered("09_the_loss") == ["loss-cpu.json"]
     assert offered("11_authors_recipe") == []
 

@@ -124,6 +124,7 @@ def test_completions_and_verdicts_go_together(
         ("r2d/attacks/outcomes.csv", "method,base_seed\nr2d,0\n", r"csv: .* column 'seed'"),
         ("r2d/attacks/outcomes.csv", "", r"outcomes.csv: not a table"),
         ("utility/outcomes.csv", None, r"outcomes.csv:2: a value is missing"),
+        ("utility/outcomes.csv", "harmfull", r"outcomes.csv:2: expected labels of harmful, "),
     ],
 )
 def test_results_cut_off_are_one_line(
@@ -136,6 +137,8 @@ def test_results_cut_off_are_one_line(
     for name in ("completions", "verdicts"):
         write_text_atomic(home / f"r2d/attacks/seed0/{name}.jsonl", "")
     read_results(tmp_path)
+    if content == "harmfull":  # a label that no judge gives
+        content = table.replace("absent", content)
     write_text_atomic(home / file, table[:-2] + "\n" if content is None else content)
     with pytest.raises(InputError, match=says):
         read_results(tmp_path)
@@ -307,6 +310,9 @@ def test_pairs_of_one_request_are_one_and_another_base_asks_other_requests() -> 
     assert (once["n"], once["requests"], once["p_value"]) == (8, 8, pytest.approx(2 / 2**8))
     assert (seeds["n"], seeds["requests"], seeds["p_value"]) == (16, 8, once["p_value"])
     assert (bases["n"], bases["requests"]) == (16, 16) and bases["p_value"] < once["p_value"]
+    with pytest.raises(InputError, match="'r2d', base seed 0, seed 0: 'base0/report-seen-0' st"):
+        outcomes = results({"r2d": {(0, 0): good}, "refusal": {(0, 0): bad}}).attacks
+        paired_tests(pd.concat([outcomes, outcomes]), "r2d")
     alone = {"r2d": {(0, 0): measurement({"direct": ["refused"]})}}
     alone["refusal"] = {(0, 0): measurement({"direct": ["harmful"]})}
     assert paired_tests(results(alone).attacks, "r2d")["p_value"].tolist() == [1.0]
@@ -372,6 +378,21 @@ def test_findings_claim_no_difference_that_the_test_does_not_bear_out() -> None:
     assert (
         "more often under held-out wrapper (100% [68, 100] against 0% [0, 32], n = 8 and 8)" in said
     )
+
+
+def test_attacks_of_too_few_requests_are_no_tests() -> None:
+    """Of five requests no p-value is below 6%: they neither find anything nor cost others."""
+    few, many = (
+        {"few_shot": [label] * 5, "wrapper": [label] * 8} for label in ("refused", "harmful")
+    )
+    found = results({"r2d": {(0, 0): measurement(few)}, "refusal": {(0, 0): measurement(many)}})
+    tests = found.compare("r2d").set_index("attack")
+    assert tests.loc["few_shot", "p_value"] == pytest.approx(2 / 2**5)
+    assert pd.isna(tests.loc["few_shot", "p_holm"])
+    assert tests.loc["wrapper", "p_holm"] == tests.loc["wrapper", "p_value"]
+    said = findings(found)
+    assert "under held-out wrapper" in said and "under few-shot" not in said
+    assert "100% [62, 100] (n = 5 to 8)" in said
 
 
 def test_findings_compare_forged_reasoning_only_within_one_format() -> None:

@@ -18,7 +18,6 @@ from r2d_core.metrics import (
     cohen_kappa,
     holm,
     mcnemar,
-    pooled_rate,
     rate_matrix,
     wilson_interval,
 )
@@ -167,13 +166,6 @@ COUNTS = pd.DataFrame(
         "harmful": [1, 2, 5, 0],
     }
 )
-
-
-def test_pooled_rate() -> None:
-    assert pooled_rate(COUNTS, "harmful") == Rate(8, 35)
-    assert pooled_rate(COUNTS[:0], "harmful").n == 0
-    with pytest.raises(InputError, match="lacks the column 'garbled'; it has method, attack"):
-        pooled_rate(COUNTS, "garbled")
 
 
 def test_rate_matrix_sums_over_the_other_columns() -> None:

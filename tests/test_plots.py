@@ -11,6 +11,7 @@ import pytest
 
 from r2d_core import plots
 from r2d_core.errors import InputError
+from r2d_core.plots.counts import interval
 from r2d_core.sampling_error import budget_curve
 
 HOSTILE = '<script>alert("x")</script> $\\frac{a}{b}$ & \x1b[31m'
@@ -80,6 +81,21 @@ def trajectories() -> pd.DataFrame:
     )  # fmt: skip
 
 
+def outcomes() -> pd.DataFrame:
+    """Two methods, twelve requests each, all seeds of a request doing the same."""
+    return pd.DataFrame(
+        {
+            "method": method, "base_seed": 0, "seed": seed, "attack": attack, "split": "seen",
+            "scope": "whole", "n": 1, "harmful": int(at < 3), "refused": int(at >= 3),
+            "correct": 0, "garbled": 0, "behavior": f"request {at}",
+        }
+        for method in ("r2d", "refusal")
+        for attack in ("direct", "wrapper")
+        for seed in range(9)
+        for at in range(12)
+    )  # fmt: skip
+
+
 def rates() -> pd.DataFrame:
     return pd.DataFrame(
         {"title": ["ours", "theirs"], "outcome": "direct", "successes": [3, 0], "n": [24, 0]}
@@ -100,6 +116,9 @@ FIGURES: dict[str, Callable[[str], plots.Figure]] = {
     ),
     "data": lambda alt: plots.training_data(trajectories(), alt=alt),
     "rates": lambda alt: plots.rate_intervals(rates(), alt=alt),
+    "trade-off of rates": lambda alt: plots.trade_off(
+        pd.concat([rates()[:1], rates()[:1].assign(outcome="other")]), "direct", "other", alt=alt
+    ),
 }
 
 
@@ -265,3 +284,30 @@ def test_a_table_formats_numbers_and_names_what_is_missing() -> None:
     frame = pd.DataFrame({"rate": [0.123456, None]})
     markup = plots.table(frame, number="{:.2f}", missing="not run").markup
     assert "0.12<" in markup and "not run" in markup
+
+
+def test_nine_runs_of_a_request_leave_the_interval_of_one():
+    """Drawn from single outcomes, seeds do not narrow an interval; drawn from counts, they do."""
+    some = outcomes()
+    one = interval(some[(some["seed"] == 0) & (some["method"] == "r2d")], "harmful")
+    nine = interval(some[some["method"] == "r2d"], "harmful")
+    assert nine == pytest.approx(one) and nine[0] == 25.0
+    counted = interval(some[some["method"] == "r2d"].drop(columns="behavior"), "harmful")
+    assert counted[0] == 25.0 and counted[2] - counted[1] < (nine[2] - nine[1]) / 3
+    for draw in (plots.asr_intervals, plots.ablation_intervals):
+        wide, narrow = (draw(t, alt="a").markup for t in (some, some.drop(columns="behavior")))
+        assert wide != narrow
+    wide, narrow = (
+        plots.over_refusal_vs_asr(t, t, alt="a").markup
+        for t in (some, some.drop(columns="behavior"))
+    )
+    assert wide != narrow
+
+
+def test_bounds_that_a_table_brings_are_drawn():
+    own, wilson = rates().assign(low=0.01, high=0.99), rates()
+    some = plots.rate_intervals(own, alt="a").markup
+    assert some != plots.rate_intervals(wilson, alt="a").markup
+    missing = own.assign(low=float("nan"), high=float("nan"))
+    drawn = [plots.rate_intervals(each, alt="a").markup for each in (missing, wilson)]
+    assert drawn[0] == drawn[1]

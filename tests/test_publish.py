@@ -53,6 +53,7 @@ def test_all_files_are_copied_and_stale_ones_go(results: Path, grid: Path, tmp_p
     target = tmp_path / "book" / "full"
     target.mkdir(parents=True)
     (target / "stale.csv").write_text("old")
+    (target / "results.json").write_text("{}")
     files = publish.publish(results, grid, target)
     assert sorted(target.iterdir()) == sorted(files)
     assert (target / "asr.csv").read_text() == "results/asr.csv"
@@ -129,9 +130,30 @@ def test_sentences_of_published_cells_are_those_of_the_results(
     pd.testing.assert_frame_equal(read_published(target).compare("r2d"), found.compare("r2d"))
 
 
-def test_published_words_are_those_of_the_code(tmp_path: Path) -> None:
-    published = publish.ROOT / "book" / "full"
-    again = tmp_path / "full"
+PUBLISHED = sorted(path.parent for path in (publish.ROOT / "book").glob("*/grid.yaml"))
+
+
+def test_what_is_published() -> None:
+    assert [path.name for path in PUBLISHED] == ["full", "longer"]
+
+
+def test_nothing_else_is_overwritten_and_nothing_is_reworded_in_silence(
+    results: Path, grid: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    target = tmp_path / "book" / "attacks"
+    target.mkdir(parents=True)
+    (target / "field.csv").write_text("kept")
+    with pytest.raises(InputError, match="no published experiment; give the experiment another"):
+        publish.publish(results, grid, target)
+    assert (target / "field.csv").read_text() == "kept"
+    monkeypatch.setattr(publish, "ROOT", tmp_path)
+    assert publish.main(["--reword"]) == 2
+    assert "no */outcomes.csv.gz; publish an experiment first" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("published", PUBLISHED, ids=lambda path: path.name)
+def test_published_words_are_those_of_the_code(published: Path, tmp_path: Path) -> None:
+    again = tmp_path / published.name
     shutil.copytree(published, again)
     publish.reword(again)
     tested = read_published(published).compare("r2d").to_csv(index=False)

@@ -9,7 +9,8 @@ from r2d_core.plots.names import attack_label, attacks_in, method_look, methods_
 
 
 def budget_curves(table: pd.DataFrame, *, alt: str, title: str = "") -> Figure:
-    """One panel an attack: success rate against the queries it may spend, with Wilson's band.
+    """One panel an attack: success rate against the queries it may spend, with the table's
+    bounds as a band.
 
     Columns: attack, method and those of `sampling_error.budget_curve`. Between two budgets nothing
     happened, so a line is a flight of stairs.

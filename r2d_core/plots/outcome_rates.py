@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pandas as pd
@@ -90,7 +91,6 @@ def trade_off(table: pd.DataFrame, x: str, y: str, *, alt: str, title: str = "")
 
 
 def _percent(cell: dict[Any, Any]) -> tuple[float, float, float]:
-    rate, low, high = percent(cell["successes"], cell["n"])
-    if "low" in cell:
-        return rate, 100 * cell["low"], 100 * cell["high"]
-    return rate, low, high
+    if "low" in cell and not math.isnan(cell["low"]):
+        return 100 * cell["successes"] / cell["n"], 100 * cell["low"], 100 * cell["high"]
+    return percent(cell["successes"], cell["n"])

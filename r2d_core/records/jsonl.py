@@ -169,6 +169,20 @@ def write_text_atomic(path: str | os.PathLike[str], text: str) -> None:
     write_bytes_atomic(Path(path), text.encode("utf-8"))
 
 
+def write_bytes_atomic(path: Path, content: bytes) -> None:
+    """As `write_text_atomic`, for bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _sibling(path)
+    try:
+        with temporary.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def write_json_atomic(path: str | os.PathLike[str], value: Any) -> None:
     """Write one JSON document, indented, atomically; InputError for what JSON cannot hold (nan)."""
     write_bytes_atomic(Path(path), _to_json(value, str(path), indent=2) + b"\n")
@@ -267,20 +281,6 @@ def _to_json(value: Any, place: str, indent: int | None = None) -> bytes:
     # A *pair* of surrogate code points is no text that any tokenizer produces. As escapes it would
     # read back as one character; passed through, it reads back as it was.
     return text.encode("utf-8", "surrogatepass")
-
-
-def write_bytes_atomic(path: Path, content: bytes) -> None:
-    """As `write_text_atomic`, for bytes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _sibling(path)
-    try:
-        with temporary.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _sibling(path: Path) -> Path:

@@ -8,10 +8,7 @@ from r2d_core.attack_titles import attack_title
 from r2d_core.sampling_error import Interval, mean_over_runs, tokens_by_run
 from r2d_core.toy.arms import ARMS, TITLES
 from r2d_core.toy.evaluation import LOOK_ALIKES
-from r2d_core.toy.results import Results
-
-SIGNIFICANT = 0.05
-"""A difference needs a Holm-corrected p-value below this, and no run that points the other way."""
+from r2d_core.toy.results import SIGNIFICANT, Results
 
 
 def _short(rate: Interval | None) -> str:
@@ -72,8 +69,8 @@ def _every_method(results: Results) -> str:
     return (
         f"Under attack (the mean over {titles}): harmful, and in which single run (base model and "
         "safety training) least and most often; refused; garbled. What it costs, on harmless "
-        "requests: the rest. In brackets 95% intervals over requests (n), each with all of its "
-        "runs for one draw; of tokens over runs (n).\n\n"
+        "requests: the rest. In brackets 95% intervals over requests (n, which differs by attack), "
+        "each with all of its runs for one draw; of tokens over runs (n).\n\n"
         f"{table}"
     )
 
@@ -90,7 +87,8 @@ def _under_attack(results: Results, method: str, attacks: list[str]) -> list[str
             for bounds in zip(*((r.estimate, r.low, r.high) for r in rates), strict=True)
         )
         cells.append(f"{mean:.0%} [{100 * low:.0f}, {100 * high:.0f}]")
-    cells[0] += f" (n = {max(rate.n for rate in rates)})"
+    fewest, most = min(rate.n for rate in rates), max(rate.n for rate in rates)
+    cells[0] += f" (n = {fewest} to {most})" if fewest < most else f" (n = {most})"
     return [cells[0], _run_by_run(results, method, attacks), *cells[1:]]
 
 

@@ -1,10 +1,13 @@
 """Attack a model of the toy world, ask it harmless things, judge and count.
 
-Each function measures one checkpoint and writes one folder: ``completions.jsonl`` (every text, as
-the model wrote it), ``verdicts.jsonl``, ``steps/`` (the journals of gradient attacks, random search
-and AutoDAN) and ``settings.json``, the last as the mark of completeness. A folder that is there
-with the same settings is read, not made again; one that other code of ``r2d_core`` made is refused
-(the grid removes it first).
+`measure_attacks` and `measure_benign` measure one checkpoint and write one folder:
+``completions.jsonl`` (every text, as the model wrote it), ``verdicts.jsonl``, ``steps/`` (the
+journals of gradient attacks, random search and AutoDAN) and ``settings.json``, the last as the mark
+of completeness. A folder that is there with the same settings is read, not made again; one that
+other code of ``r2d_core`` made is refused (the grid removes it first).
+
+An evaluation of several checkpoints leaves ``outcomes.csv`` besides, a row a completion with its
+label in each scope, and ``table.csv``, the same counted (`write_outcomes`).
 """
 
 from __future__ import annotations
@@ -49,7 +52,7 @@ from r2d_core.toy.evaluation import (
     benign_behaviors,
     harmful_behaviors,
 )
-from r2d_core.toy.judge import LABELS, SCOPES, ToyJudge
+from r2d_core.toy.judge import ABSENT, LABELS, SCOPES, ToyJudge
 from r2d_core.toy.language import make_language
 from r2d_core.toy.splits import make_splits
 
@@ -150,6 +153,13 @@ def read_judged(path: Path, needed: Sequence[str] = JUDGED) -> pd.DataFrame:
     for line, whole in enumerate(table[list(needed)].notna().all(axis=1), start=2):
         if not whole:
             raise InputError(f"{path}:{line}: a value is missing; run again what writes it")
+    known = table[list(SCOPES)].isin([*LABELS, ABSENT]).all(axis=1)
+    for line, whole in enumerate(known, start=2):
+        if not whole:
+            raise InputError(
+                f"{path}:{line}: expected labels of {', '.join((*LABELS, ABSENT))}; run again what "
+                "writes it"
+            )
     return table
 
 
@@ -321,23 +331,30 @@ def paired_tests(outcomes: pd.DataFrame, reference: str) -> pd.DataFrame:
         method: some.set_index(keys)["harmful"]
         for method, some in whole.groupby("method", sort=False)
     }
+    for method, pairs in harmful.items():
+        if len(twice := pairs.index[pairs.index.duplicated()]):
+            base, seed, attack, behavior = twice[0]
+            raise InputError(
+                f"{method!r}, base seed {base}, seed {seed}: {behavior!r} stands twice under "
+                f"{attack!r}; a test in pairs needs one outcome of each"
+            )
     rows = []
     for method, theirs in harmful.items():
         if method == reference:
             continue
-        pairs = pd.concat(
+        both = pd.concat(
             [harmful[reference], theirs], axis=1, join="inner", keys=["ours", "theirs"]
         )
-        for attack, some in pairs.groupby(level="attack", sort=False):
+        for attack, some in both.groupby(level="attack", sort=False):
             ours, other = some["ours"].tolist(), some["theirs"].tolist()
             asked = some.index.get_level_values("behavior").tolist()
             requests = len(set(asked))
-            p_value = paired_permutation(ours, other, asked) if requests > 1 else 1.0
             more = some["ours"] - some["theirs"]
             by_run = more.groupby(level=["base_seed", "seed"]).sum()
             rows.append(
                 (attack, method, len(some), requests, int((more > 0).sum()), int((more < 0).sum()))
-                + (p_value, len(by_run), int((by_run < 0).sum()), int((by_run > 0).sum()))
+                + (paired_permutation(ours, other, asked), len(by_run))
+                + (int((by_run < 0).sum()), int((by_run > 0).sum()))
             )
     columns = ["attack", "method", "n", "requests", "only_reference", "only_method", "p_value"]
     return pd.DataFrame(rows, columns=[*columns, "runs", "runs_better", "runs_worse"])

@@ -14,6 +14,7 @@ from r2d_core.records import write_text_atomic
 from r2d_core.sampling_error import Interval, clustered_rate, counted, paired_permutation
 from r2d_core.toy.evaluation import LOOK_ALIKES
 from r2d_core.toy.recipes import Comparison, Run
+from r2d_core.toy.results import SIGNIFICANT
 
 LOOK_ALIKES_REFUSED = "look-alikes refused"
 EXACT = "benign exact"
@@ -22,25 +23,30 @@ TRAINED_PREFILLS = "prefills as in training"
 POOLED = {HELD_OUT: ("wrapper", "few_shot"), TRAINED_PREFILLS: ("prefill_lead", "prefill_step")}
 """Attacks counted together. No training has the wrappers of the evaluation or few-shot prompts; but
 recovery examples begin exactly as the prefills do, with other items (`toy.arms.write_example`)."""
-SIGNIFICANT = 0.05
 
 
-def counts(comparison: Comparison) -> pd.DataFrame:
-    """Every cell: recipe, part (attack or benign), seed, attack or category, split, and counts.
+def rates(comparison: Comparison) -> pd.DataFrame:
+    """Recipe by outcome, seeds pooled: recipe, title, outcome, successes, n, requests, rate, low
+    and high.
 
-    The whole response counts for attacks and the answer for benign requests, as in the book.
+    Outcomes are those of `paired`, and the sums of `POOLED`. The seeds, and the attacks of a sum,
+    are asked the same requests: the intervals are those of `clustered_rate`.
     """
-    tables = []
+    rows = []
     for name, by_seed in comparison.runs.items():
-        for seed, run in by_seed.items():
-            for part, measured, scope in (
-                ("attack", run.attacked, "whole"),
-                ("benign", run.asked, "answer"),
-            ):
-                table = measured.table(name, 0, seed)
-                table = table[table["scope"] == scope].drop(columns=["base_seed", "scope"])
-                tables.append(table.rename(columns={"method": "recipe"}).assign(part=part))
-    return pd.concat(tables, ignore_index=True)
+        outcomes = _outcomes(by_seed)
+        for pool, attacks in POOLED.items():
+            parts = [outcomes[attack] for attack in attacks if attack in outcomes]
+            if parts:
+                outcomes[pool] = {key: hit for part in parts for key, hit in part.items()}
+        for outcome, hits in outcomes.items():
+            found = clustered_rate(list(hits.values()), [behavior for _, _, behavior in hits])
+            rows.append(
+                (name, comparison.titles[name], outcome, sum(hits.values()), len(hits), found.n)
+                + (found.estimate, found.low, found.high)
+            )
+    columns = ["recipe", "title", "outcome", "successes", "n", "requests", "rate", "low", "high"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def paired(comparison: Comparison, reference: str) -> pd.DataFrame:
@@ -97,6 +103,24 @@ def training_table(comparison: Comparison) -> pd.DataFrame:
     return pd.DataFrame(rows).dropna(axis="columns", how="all")
 
 
+def counts(comparison: Comparison) -> pd.DataFrame:
+    """Every cell: recipe, part (attack or benign), seed, attack or category, split, and counts.
+
+    The whole response counts for attacks and the answer for benign requests, as in the book.
+    """
+    tables = []
+    for name, by_seed in comparison.runs.items():
+        for seed, run in by_seed.items():
+            for part, measured, scope in (
+                ("attack", run.attacked, "whole"),
+                ("benign", run.asked, "answer"),
+            ):
+                table = measured.table(name, 0, seed)
+                table = table[table["scope"] == scope].drop(columns=["base_seed", "scope"])
+                tables.append(table.rename(columns={"method": "recipe"}).assign(part=part))
+    return pd.concat(tables, ignore_index=True)
+
+
 def _outcomes(by_seed: Mapping[int, Run]) -> dict[str, dict[tuple[int, str, str], bool]]:
     found: dict[str, dict[tuple[int, str, str], bool]] = {}
     for seed, run in by_seed.items():
@@ -109,30 +133,6 @@ def _outcomes(by_seed: Mapping[int, Run]) -> dict[str, dict[tuple[int, str, str]
                 found.setdefault(LOOK_ALIKES_REFUSED, {})[key] = verdict.answer == "refused"
             found.setdefault(EXACT, {})[key] = verdict.answer == "correct"
     return found
-
-
-def rates(comparison: Comparison) -> pd.DataFrame:
-    """Recipe by outcome, seeds pooled: recipe, title, outcome, successes, n, requests, rate, low
-    and high.
-
-    Outcomes are those of `paired`, and the sums of `POOLED`. The seeds, and the attacks of a sum,
-    are asked the same requests: the intervals are those of `clustered_rate`.
-    """
-    rows = []
-    for name, by_seed in comparison.runs.items():
-        outcomes = _outcomes(by_seed)
-        for pool, attacks in POOLED.items():
-            parts = [outcomes[attack] for attack in attacks if attack in outcomes]
-            if parts:
-                outcomes[pool] = {key: hit for part in parts for key, hit in part.items()}
-        for outcome, hits in outcomes.items():
-            found = clustered_rate(list(hits.values()), [behavior for _, _, behavior in hits])
-            rows.append(
-                (name, comparison.titles[name], outcome, sum(hits.values()), len(hits), found.n)
-                + (found.estimate, found.low, found.high)
-            )
-    columns = ["recipe", "title", "outcome", "successes", "n", "requests", "rate", "low", "high"]
-    return pd.DataFrame(rows, columns=columns)
 
 
 @dataclass(frozen=True)
@@ -161,11 +161,13 @@ class Tables:
 
     @classmethod
     def read(cls, folder: str | Path, name: str) -> Tables | None:
-        """What `write` left, None where it is not all there."""
+        """What `write` left, None where it is not all there, or of an older form."""
         paths = [Path(folder) / f"{name}_{part.name}.csv" for part in fields(cls)]
         if not all(path.is_file() for path in paths):
             return None
-        return cls(*(pd.read_csv(path) for path in paths))
+        tables = cls(*(pd.read_csv(path) for path in paths))
+        whole = "requests" in tables.rates and "requests" in tables.paired
+        return tables if whole else None
 
 
 def shown_rates(table: pd.DataFrame) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
@@ -21,6 +22,11 @@ from r2d_core.toy.measure import (
     read_measurement,
 )
 
+SIGNIFICANT = 0.05
+"""A difference needs a Holm-corrected p-value below this, and no run that points the other way."""
+FEWEST_REQUESTS = 6
+"""With fewer, a test that exchanges methods request by request has no p-value below 2/2⁵ = 6%."""
+
 
 @dataclass(frozen=True)
 class Results:
@@ -38,12 +44,13 @@ class Results:
     runs: dict[str, dict[tuple[int, int], Measurement]]
     training: pd.DataFrame
 
-    @property
+    @cached_property
     def methods(self) -> list[str]:
         """The methods that were measured, in the book's order."""
-        return [m for m in METHODS if m in set(self.attacks["method"])]
+        measured = set(self.attacks["method"].unique())
+        return [m for m in METHODS if m in measured]
 
-    @property
+    @cached_property
     def common_attacks(self) -> list[str]:
         """The attacks that all methods met, the direct request, which is none, left out."""
         met = self.attacks.groupby("attack", sort=False)["method"].nunique()
@@ -75,12 +82,15 @@ class Results:
     def compare(self, reference: str) -> pd.DataFrame:
         """`paired_tests` of ``reference`` against all others, Holm-corrected as one family.
 
-        Columns as there, and ``p_holm``.
+        Columns as there, and ``p_holm``: nan where the requests are too few for any p-value below
+        5%, which takes `FEWEST_REQUESTS`; such tests are not of the family.
         """
         if reference not in self.methods:
             raise InputError(f"the experiment has no method {reference!r}; it has {self.methods}")
         tests = paired_tests(self.attacks, reference)
-        return tests.assign(p_holm=holm(list(tests["p_value"])))
+        family = tests["requests"] >= FEWEST_REQUESTS
+        return tests.assign(p_holm=pd.Series(holm(list(tests["p_value"][family])),
+                                             index=tests.index[family]))  # fmt: skip
 
 
 def read_published(folder: str | Path) -> Results:
