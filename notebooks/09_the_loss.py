@@ -47,7 +47,7 @@ import torch
 from IPython.display import HTML, Markdown, display
 
 from r2d_core import plots
-from r2d_core.benchmarks import read_benchmarks
+from r2d_core.benchmarks import loss_aims, read_benchmarks
 from r2d_core.errors import InputError
 from r2d_core.kernels import KERNELS, triton_available
 from r2d_core.losses import r2d_loss
@@ -128,6 +128,8 @@ for run in runs:
             f"torch {made['versions']['torch']}, commit `{str(made['commit'])[:12]}`."
         )
     )
+    display(plots.table(loss_aims(run), caption="What was to be reached", index=False,
+                        number="{:.3g}", missing="not measured"))  # fmt: skip
     for column, caption, number in (
         ("to_products", "Time, as a multiple of the bare matrix products of all rows", "{:.2f}"),
         ("to_authors", "Time, as a share of the authors' loss", "{:.2f}"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ AIMS = {
     "training": ("authors' script", 3.0),
 }
 """Benchmark -> (peer, how many times as fast as the peer ours is to be)."""
+PEERS = ("TRL", "Liger", "CCE", "QuACK")
+"""Fused losses that the loss is to be at least as fast as, beside torch's own."""
 
 
 def read_benchmarks(files: Sequence[str], names: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
@@ -71,6 +74,63 @@ def speedups(measured: dict[str, list[dict[str, Any]]]) -> pd.DataFrame:
                     }
                 )
     return pd.DataFrame(rows)
+
+
+def loss_aims(run: dict[str, Any]) -> pd.DataFrame:
+    """What a run of ``benchmarks/loss.py`` was to reach: columns what, aim, measured, reached.
+
+    On a GPU, time over that of the bare matrix products, scratch memory and every peer; on a CPU,
+    time and memory over those of the authors' loss; on both, error over that of the naive loss in
+    the same dtype. All are of the run's first case, or that with one thing changed; what it has not
+    measured is nan and not reached.
+    """
+    gpu = bool(run["provenance"]["hardware"]["gpus"])
+    rows = pd.DataFrame(run["rows"])
+    first = rows.iloc[0]
+    of_first = rows[(rows["n"] == first["n"]) & (rows["v"] == first["v"])]
+    cells = {(row["loss"], row["mode"], row["ignored"]): row for row in of_first.to_dict("records")}
+    ours = "triton" if gpu else "chunked"
+
+    def of(column: str, mode: str = "full", ignored: float = 0.0, loss: str = ours) -> float:
+        return cells.get((loss, mode, ignored), {}).get(column, math.nan)
+
+    most: list[tuple[str, float, float]] = []
+    least: list[tuple[str, float, float]] = []
+    if gpu:
+        plain = of("seconds", loss="without contrast")
+        most += [
+            ("time, all gradients, over three products", 1.10, of("to_products")),
+            ("time, only the new rows, over two products", 1.12, of("to_products", "rows")),
+            ("time, matrix frozen, over two products", 1.12, of("to_products", "none")),
+            ("time, half of the targets ignored, over three products of all", 0.55,
+             of("to_products", ignored=0.5)),
+            ("time with the pivot term, over that without", 1.01, of("seconds") / plain),
+            ("scratch memory, GiB", 1.1, of("scratch_bytes") / 2**30),
+        ]  # fmt: skip
+        rivals = [loss for loss, mode, ignored in cells if (mode, ignored) == ("full", 0.0)]
+        least += [
+            (f"time of {loss}, over ours", 1.0, of("seconds", loss=loss) / of("seconds"))
+            for loss in rivals
+            if loss in PEERS or loss.startswith("torch")
+        ]
+    else:
+        most += [
+            ("time, all gradients, of the authors'", 0.65, of("to_authors")),
+            ("time, half of the targets ignored, of the authors'", 0.35,
+             of("to_authors", ignored=0.5)),
+            ("memory, all gradients, of the authors'", 0.25, of("bytes_to_authors")),
+            ("memory, only the new rows, of the authors'", 0.08, of("bytes_to_authors", "rows")),
+        ]  # fmt: skip
+    errors = {(row["loss"], row["dtype"]): row for row in run["errors"] if "hidden" in row}
+    for dtype in dict.fromkeys(dtype for _, dtype in errors):
+        own, naive = errors.get((ours, dtype)), errors.get(("naive", dtype))
+        for what, name in (("hidden", "hidden states"), ("weight", "matrix")):
+            ratio = own[what] / naive[what] if own and naive else math.nan
+            most.append((f"error, gradient of {name}, {dtype}, of the naive loss's", 1.5, ratio))
+    table = [(what, f"≤ {aim:g}", found, found <= aim) for what, aim, found in most]
+    table += [(what, f"≥ {aim:g}", found, found >= aim) for what, aim, found in least]
+    frame = pd.DataFrame(table, columns=["what", "aim", "measured", "reached"])
+    return frame.assign(reached=["yes" if each else "no" for each in frame["reached"]])
 
 
 def _ratios(benchmark: str, run: dict[str, Any]) -> dict[str, float]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from r2d_core.benchmarks import AIMS, made_by, read_benchmarks, speedups
+from r2d_core.benchmarks import AIMS, loss_aims, made_by, read_benchmarks, speedups
 from r2d_core.errors import InputError
 
 
@@ -82,3 +82,55 @@ def test_the_projects_own_at_a_glance(monkeypatch: pytest.MonkeyPatch) -> None:
     for run in (run for runs in measured.values() for run in runs):
         made = run["provenance"]
         assert made["commit"][:12] in made_by(run) and made["hardware"]["cpu"] in made_by(run)
+
+
+def loss_run(gpus: list[str], ours: str, **measured: dict[tuple[str, float], float]) -> dict:
+    """A run of two losses in four cases; ``measured``: column -> case -> the value of ours."""
+    rows = []
+    for case in (("full", 0.0), ("full", 0.5), ("rows", 0.0), ("none", 0.0)):
+        for loss in (ours, "without contrast", "authors", "QuACK", "torch (4096 rows)"):
+            row = {"n": 8, "v": 9, "mode": case[0], "ignored": case[1], "loss": loss}
+            row |= {"seconds": 1.0, "to_products": 1.0, "to_authors": 0.3, "scratch_bytes": 2**29,
+                    "bytes_to_authors": 0.05}  # fmt: skip
+            if loss == ours:
+                row |= {column: cases.get(case, row[column]) for column, cases in measured.items()}
+            rows.append(row)
+    rows += [{**row, "n": 16, "to_products": 9.0} for row in rows[:5]]  # another case: no bar
+    errors = [
+        {"loss": loss, "dtype": dtype, "hidden": error, "weight": 1e-7}
+        for dtype in ("float32", "bfloat16")
+        for loss, error in ((ours, 1.4e-7), ("naive", 1e-7))
+    ]
+    errors.append({"loss": "Liger", "dtype": "float32", "failed": "no kernel"})
+    return {"rows": rows, "errors": errors, "provenance": {"hardware": {"gpus": gpus}}}
+
+
+def test_the_aims_of_the_loss_on_a_cpu_and_on_a_gpu() -> None:
+    half = {"to_authors": {("full", 0.5): 0.36}, "bytes_to_authors": {("rows", 0.0): 0.081}}
+    found = loss_aims(loss_run([], "chunked", **half)).set_index("what")
+    assert len(found) == 4 + 4
+    missed = set(found.index[found["reached"] == "no"])
+    assert missed == {"time, half of the targets ignored, of the authors'",
+                      "memory, only the new rows, of the authors'"}  # fmt: skip
+    slow = {
+        "to_products": {("full", 0.0): 1.11, ("full", 0.5): 0.54},
+        "seconds": {("full", 0): 1.02},
+    }
+    found = loss_aims(loss_run(["H200"], "triton", **slow)).set_index("what")
+    assert len(found) == 6 + 2 + 4
+    missed = set(found.index[found["reached"] == "no"])
+    assert missed == {
+        "time, all gradients, over three products",
+        "time with the pivot term, over that without",
+        "time of QuACK, over ours",
+        "time of torch (4096 rows), over ours",
+    }
+    assert found.loc["scratch memory, GiB", "measured"] == 0.5
+    nothing = loss_aims(loss_run(["H200"], "another"))
+    assert (nothing["reached"] == "no").all() and nothing["measured"].isna().all()
+
+
+def test_the_project_s_own_loss_beside_its_aims(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).resolve().parents[1])
+    for run in read_benchmarks([], ["loss"])["loss"]:
+        assert loss_aims(run)["measured"].notna().all()
