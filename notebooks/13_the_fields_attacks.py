@@ -63,15 +63,16 @@ from IPython.display import HTML, Markdown, display
 from r2d_core import plots
 from r2d_core.provenance import footer_html, provenance
 from r2d_core.records import write_json_atomic
-from r2d_core.sampling_error import clustered_matrix, mean_over_runs, tokens_by_run
+from r2d_core.sampling_error import mean_over_runs, tokens_by_run
 from r2d_core.toy.field import (
     ATTACKED,
     SETTINGS,
     TEST,
     better_than_asking,
     measure_field_attacks,
+    read_field,
+    success_table,
 )
-from r2d_core.toy.measure import by_scope, read_judged
 
 folder = Path(tables_dir)
 if recompute or not (folder / "field.json").is_file():
@@ -83,25 +84,25 @@ if recompute or not (folder / "field.json").is_file():
     )  # fmt: skip
     made = provenance(parameters, seeds, started) | {"test": TEST, "settings": SETTINGS}
     write_json_atomic(folder / "field.json", made)
-outcomes = by_scope(read_judged(folder / "field_outcomes.csv.gz"))
+outcomes = read_field(folder)
 record = json.loads((folder / "field.json").read_text())
 
 # %% [markdown]
 # ## Attack success rate
 #
-# Harmful by the exact judge, whole response, seeds pooled, with 95% intervals that take a request
-# with all of its seeds for one draw. Beside it the queries an attack spent on a request (passes of
-# the model, for those that use gradients or log-probabilities).
+# Harmful by the exact judge, whole response, seeds pooled. Beside it the queries an attack spent on
+# a request (passes of the model, for those that use gradients or log-probabilities).
 
 # %% tags=["hide-input"]
 whole = outcomes[outcomes["scope"] == "whole"]
+senseless = "no meaning for this method"
+harmful, intervals = success_table(whole, missing=senseless)
+display(Markdown(f"The {intervals}."))
 plots.asr_intervals(
     whole, alt="Attack success rate of each attack on each method, with 95% intervals."
 )
 
 # %% tags=["hide-input"]
-senseless = "no meaning for this method"
-harmful = clustered_matrix(whole, "attack", "method", "harmful", missing=senseless)
 spent = {
     key: str(mean_over_runs(tokens_by_run(some, "queries")))
     for key, some in whole.groupby(["attack", "method"], sort=False)

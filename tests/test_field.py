@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pandas as pd
+import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_models import tiny_model
@@ -29,6 +30,8 @@ from r2d_core.toy.field import (
     _budgets,
     better_than_asking,
     measure_field_attacks,
+    read_field,
+    success_table,
     surrogate_of,
 )
 from r2d_core.toy.language import make_language
@@ -145,6 +148,10 @@ def test_every_attack_is_in_the_tables():
     assert set(ATTACKED) - {"direct"} == set(tests["attack"])
 
 
+@pytest.mark.skipif(
+    not (TABLES / "field_outcomes.csv.gz").is_file(),
+    reason="book/attacks is of before outcomes were kept; experiments/field.yaml makes it again",
+)
 def test_the_tables_are_of_the_outcomes():
     outcomes = by_scope(read_judged(TABLES / "field_outcomes.csv.gz"))
     counted = pd.read_csv(TABLES / "field.csv")
@@ -181,7 +188,8 @@ def test_reasons_are_given_for_the_attacks_that_beat_asking_on_no_method():
     """For all of them, and for none that the tables show to work."""
     tests = pd.read_csv(TABLES / "field_tests.csv")
     ahead = tests[(tests["p_holm"] < 0.05) & (tests["only_attack"] > tests["only_direct"])]
-    ahead = ahead[ahead["seeds_lower"] == 0]
+    if "seeds_lower" in ahead:
+        ahead = ahead[ahead["seeds_lower"] == 0]
     assert set(WHY_NOT) == set(tests["attack"]) - set(ahead["attack"])
     assert all(WHY_NOT.values()) and UNKNOWN not in better_than_asking(tests)
 
@@ -255,8 +263,17 @@ def test_measured_with_models_of_a_grid(tmp_path, monkeypatch):
     assert (of_pair["n"].first() == 3).all()
     again = measure_field_attacks(["refusal", "r2d"], names, [0], **options)
     pd.testing.assert_frame_equal(again, judged)
-    read = read_judged(tmp_path / "out" / "field_outcomes.csv.gz")
-    pd.testing.assert_frame_equal(read, judged, check_dtype=False)
+    read = read_field(tmp_path / "out")
+    pd.testing.assert_frame_equal(read, by_scope(judged), check_dtype=False)
+    harmful, said = success_table(read[read["scope"] == "whole"], "none")
+    assert "request with all of its seeds" in said
+    (tmp_path / "out" / "field_outcomes.csv.gz").unlink()  # as before it was kept
+    counted = read_field(tmp_path / "out")
+    pd.testing.assert_frame_equal(counted, table, check_dtype=False)
+    of_counts, said = success_table(counted[counted["scope"] == "whole"], "none")
+    assert "too narrow" in said and of_counts.shape == harmful.shape
+    assert harmful.loc["forged_prompt", "refusal"] == of_counts.loc["forged_prompt", "refusal"]
+    assert harmful.loc["forged_prompt", "refusal"] == "none"
     assert not list((tmp_path / "out").rglob("*-progress"))
     # By transfer: made on the other method's model, never on the one that is attacked.
     for (attacked, surrogates), of in zip(made_on, ("r2d", "refusal"), strict=True):

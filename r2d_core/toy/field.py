@@ -10,10 +10,17 @@ from typing import Any
 
 import pandas as pd
 
-from r2d_core.metrics import holm
+from r2d_core.metrics import holm, rate_matrix
 from r2d_core.records import write_bytes_atomic, write_text_atomic
-from r2d_core.sampling_error import budget_curve, paired_permutation
-from r2d_core.toy.measure import Measurement, by_scope, count, measure_attacks, packed
+from r2d_core.sampling_error import budget_curve, clustered_matrix, paired_permutation
+from r2d_core.toy.measure import (
+    Measurement,
+    by_scope,
+    count,
+    measure_attacks,
+    packed,
+    read_judged,
+)
 from r2d_core.toy.results import SIGNIFICANT
 from r2d_core.toy.stages import default_checkpoint
 
@@ -173,6 +180,33 @@ def measure_field_attacks(
     return judged
 
 
+def read_field(folder: str | Path) -> pd.DataFrame:
+    """What `measure_field_attacks` left: `by_scope` of ``field_outcomes.csv.gz``.
+
+    Of tables from before the outcomes were kept (those of ``book/attacks`` still are), the counts
+    of ``field.csv``: the same columns without ``behavior``.
+    """
+    outcomes = Path(folder) / "field_outcomes.csv.gz"
+    if outcomes.is_file():
+        return by_scope(read_judged(outcomes))
+    return pd.read_csv(Path(folder) / "field.csv", keep_default_na=False)
+
+
+def success_table(whole: pd.DataFrame, missing: str) -> tuple[pd.DataFrame, str]:
+    """Harmful responses, attack by method, as text; and what the intervals are of, in words.
+
+    ``whole``: the rows of `read_field` of the whole response.
+    """
+    if "behavior" in whole:
+        table = clustered_matrix(whole, "attack", "method", "harmful", missing=missing)
+        return table, "95% intervals take a request with all of its seeds for one draw"
+    return (
+        rate_matrix(whole, "attack", "method", "harmful", missing=missing),
+        "Wilson 95% intervals take every response for a draw of its own; the seeds are asked the "
+        "same requests, so they are too narrow",
+    )
+
+
 def surrogate_of(method: str, methods: Sequence[str]) -> str | None:
     """The method on whose model the suffix is made that is put to this one's."""
     return next((other for other in methods if other != method), None)
@@ -183,10 +217,11 @@ def better_than_asking(tests: pd.DataFrame) -> str:
     and what in the toy world keeps them from it, and which were not tried.
 
     ``tests`` has the columns of ``field_tests.csv``; better: p (Holm) below 0.05, more harmful, and
-    in no seed less.
+    in no seed less, where the tests say so (those of before ``read_field``'s outcomes do not).
     """
     better = tests[(tests["p_holm"] < SIGNIFICANT) & (tests["only_attack"] > tests["only_direct"])]
-    better = better[better["seeds_lower"] == 0]
+    if "seeds_lower" in better:
+        better = better[better["seeds_lower"] == 0]
     lines = [
         f"- **{attack}** beats it on {' and '.join(some['method'])}."
         for attack, some in better.groupby("attack", sort=False)
