@@ -289,7 +289,7 @@ def test_sample_sizes():
         (lambda: mean_over_runs([1.0, float("inf")]), "finite number of each run"),
         (lambda: clustered_rate([True, 2], ["a", "b"]), "true or false, got 2"),
         (lambda: clustered_rate([True], ["a", "b"]), "got 1 outcomes and 2 behaviors"),
-        (lambda: paired_permutation([], [], []), "at least two behaviors, got 0"),
+        (lambda: paired_permutation([], [], []), "at least one behavior, got 0"),
         (lambda: mean_over_seeds([Rate(1, 10)]), "at least two seeds, got 1"),
         (lambda: mean_over_seeds([0.1, float("nan")]), "a Rate, .* got 0.1"),
         (lambda: mean_over_seeds([Rate(1, 10), Rate(0, 0)]), r"a Rate, .* got – \(0/0\)"),
