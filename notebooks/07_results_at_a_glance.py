@@ -45,7 +45,7 @@ from r2d_core.records import write_json_atomic, write_text_atomic
 from r2d_core.sampling_error import clustered_matrix
 from r2d_core.toy.arms import TITLES
 from r2d_core.toy.evaluation import LOOK_ALIKES
-from r2d_core.toy.findings import findings, tokens_spent
+from r2d_core.toy.findings import every_method, findings, in_words, tokens_spent
 from r2d_core.toy.measure import load
 from r2d_core.toy.results import read_results
 from r2d_core.toy.stages import default_experiment
@@ -58,9 +58,9 @@ output = Path(output_dir)
 # ## What was found
 
 # %% tags=["hide-input"]
-found = findings(results)
-write_text_atomic(output / "findings.md", found)
-display(Markdown(found))
+write_text_atomic(output / "findings.md", findings(results))
+display(Markdown(in_words(results)))
+display(plots.table(every_method(results), index=False))
 
 # %% [markdown]
 # ## Attack success rate

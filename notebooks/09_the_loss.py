@@ -111,7 +111,7 @@ MIB = 2**20
 
 
 def sizes(row: pd.Series) -> str:
-    return f"N={row.n:,} H={row.h:,} V={row.v:,} {row.dtype}"
+    return f"N={row.n:,} H={row.h:,} V={row.v:,} {row['dtype']}"
 
 
 for run in runs:

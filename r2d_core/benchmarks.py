@@ -127,8 +127,12 @@ def loss_aims(run: dict[str, Any]) -> pd.DataFrame:
         for what, name in (("hidden", "hidden states"), ("weight", "matrix")):
             ratio = own[what] / naive[what] if own and naive else math.nan
             most.append((f"error, gradient of {name}, {dtype}, of the naive loss's", 1.5, ratio))
-    table = [(what, f"≤ {aim:g}", found, found <= aim) for what, aim, found in most]
-    table += [(what, f"≥ {aim:g}", found, found >= aim) for what, aim, found in least]
+    table = [
+        (what, f"≤\N{NO-BREAK SPACE}{aim:g}", found, found <= aim) for what, aim, found in most
+    ]
+    table += [
+        (what, f"≥\N{NO-BREAK SPACE}{aim:g}", found, found >= aim) for what, aim, found in least
+    ]
     frame = pd.DataFrame(table, columns=["what", "aim", "measured", "reached"])
     return frame.assign(reached=["yes" if each else "no" for each in frame["reached"]])
 

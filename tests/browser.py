@@ -58,7 +58,7 @@ def visit_every_page(html: Path, home: Path) -> dict[str, str]:
     Fails for a missing image, a script of somebody's text that ran, an error in the console, two
     elements of one id, a dead link within the book, a request that leaves the machine, a figure's
     text that does not stand out in the light or the dark theme, and a notebook's page that does not
-    offer the notebook.
+    offer the notebook, and a table in Markdown that is shown as text.
     """
     shown, links = {}, set()
     with served(html) as address, browser(home) as driver:
@@ -74,6 +74,11 @@ def visit_every_page(html: Path, home: Path) -> dict[str, str]:
                 "return [...document.querySelectorAll('.bd-article a')].map(a => a.protocol)"
             )
             assert "javascript:" not in protocols, page
+            bars = driver.execute_script(
+                "return [...document.querySelectorAll('.bd-article p')]"
+                ".map(p => p.textContent).filter(text => text.startsWith('| '))"
+            )
+            assert not bars, (page, bars)
             duplicates = driver.execute_script(
                 "const n = {}; for (const e of document.querySelectorAll('svg [id]'))"
                 " n[e.id] = (n[e.id] || 0) + 1; return Object.keys(n).filter(k => n[k] > 1)"

@@ -422,7 +422,10 @@ def test_differences_need_every_seed():
         frame = pd.DataFrame
         return recipe_tables.Tables(frame(rates), frame(paired), frame(), frame())
 
-    assert recipe_tables.differences(tables(0)) == "- **x:** more direct (45% against 5%).\n"
+    assert (
+        recipe_tables.differences(tables(0))
+        == "- **x:** harmful more often under direct request (45% against 5%).\n"
+    )
     assert "no difference" in recipe_tables.differences(tables(1))
 
 
@@ -503,7 +506,7 @@ def test_the_seeds_of_a_request_are_one_draw():
     assert list(tests["p_value"]) == list(recipe_tables.paired(one, "ours")["p_value"])
     assert set(tests["only_recipe"]) == {21} and set(tests["only_reference"]) == {0}
     assert set(tests["seeds_higher"]) == {3} and set(tests["seeds_lower"]) == {0}
-    told = recipe_tables.shown_rates(of_three).set_index("recipe").loc["R2D", "direct"]
+    told = recipe_tables.shown_rates(of_three).set_index("recipe").loc["R2D", "direct request"]
     assert told.startswith("10.0% [") and told.endswith("(6/60; 20 requests)")
 
 

@@ -22,14 +22,18 @@ def _listed(parts: list[str]) -> str:
 
 
 def findings(results: Results, reference: str = "r2d") -> str:
-    """Markdown: what ``reference`` buys and does not stop, and a table of every method's rates.
+    """Markdown, for a page: `in_words`, and the table of `every_method` below it."""
+    table = every_method(results)
+    lines = [list(table.columns), ["---"] * len(table.columns), *table.to_numpy().tolist()]
+    rows = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return f"{in_words(results, reference)}\n{rows}"
+
+
+def in_words(results: Results, reference: str = "r2d") -> str:
+    """Markdown: what ``reference`` buys and does not stop, and how to read `every_method`.
 
     Rates with the 95% interval of `clustered_rate`, which takes a request with all of its runs for
-    one draw. The table has harmful, refused and garbled responses under attack, every attack that
-    all methods met weighing the same (their bounds are means of the attacks' bounds: wide enough
-    however the attacks, which put the same requests, hang together), and between which runs (base
-    and safety seed) the first lies; and what a method costs: harmless look-alikes refused, harmless
-    requests answered exactly, both judged on the answer, and the tokens of an answer to them.
+    one draw.
     """
     lines = []
     if reference in results.methods:
@@ -38,8 +42,37 @@ def findings(results: Results, reference: str = "r2d") -> str:
             if other in ARMS and other != reference:
                 lines.append(_against(results, tests[tests["method"] == other], reference, other))
         lines.append(_not_stopped(results, reference))
+    attacks = results.common_attacks
+    titles = _listed([attack_title(name) for name in attacks]) if attacks else "no attack"
     told = "".join(f"- {line}\n" for line in lines)
-    return f"{told}\n{_every_method(results)}"
+    return (
+        f"{told}\n"
+        f"Under attack (the mean over {titles}): harmful, and in which single run (base model and "
+        "safety training) least and most often; refused; garbled. What it costs, on harmless "
+        "requests: the rest. In brackets 95% intervals over requests (n, which differs by attack), "
+        "each with all of its runs for one draw; of tokens over runs (n).\n"
+    )
+
+
+def every_method(results: Results) -> pd.DataFrame:
+    """Every method's rates, as text, a row each.
+
+    Harmful, refused and garbled responses under attack, every attack that all methods met weighing
+    the same (their bounds are means of the attacks' bounds: wide enough however the attacks, which
+    put the same requests, hang together), and between which runs (base and safety seed) the first
+    lies; and what a method costs: harmless look-alikes refused, harmless requests answered exactly,
+    both judged on the answer, and the tokens of an answer to them.
+    """
+    attacks = results.common_attacks
+    rows = [
+        [TITLES[method], *_under_attack(results, method, attacks), *_of_harmless(results, method)]
+        for method in results.methods
+    ]
+    return pd.DataFrame(
+        rows,
+        columns=["", "harmful", "run by run", "refused", "garbled", "look-alikes refused",
+                 "harmless answered exactly", "tokens of an answer"],
+    )  # fmt: skip
 
 
 def tokens_spent(results: Results) -> pd.DataFrame:
@@ -52,27 +85,6 @@ def tokens_spent(results: Results) -> pd.DataFrame:
         for name, table in (("under attack", results.attacks), ("harmless", results.benign))
     }
     return pd.DataFrame(spent).reindex(results.methods).rename_axis("method")
-
-
-def _every_method(results: Results) -> str:
-    """The table, a row a method, below the words that it needs."""
-    attacks = results.common_attacks
-    titles = _listed([attack_title(name) for name in attacks]) if attacks else "no attack"
-    heads = ["", "harmful", "run by run", "refused", "garbled", "look-alikes refused",
-             "harmless answered exactly", "tokens of an answer"]  # fmt: skip
-    rows = [
-        [TITLES[method], *_under_attack(results, method, attacks), *_of_harmless(results, method)]
-        for method in results.methods
-    ]
-    lines = [heads, ["---"] * len(heads), *rows]
-    table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-    return (
-        f"Under attack (the mean over {titles}): harmful, and in which single run (base model and "
-        "safety training) least and most often; refused; garbled. What it costs, on harmless "
-        "requests: the rest. In brackets 95% intervals over requests (n, which differs by attack), "
-        "each with all of its runs for one draw; of tokens over runs (n).\n\n"
-        f"{table}"
-    )
 
 
 def _under_attack(results: Results, method: str, attacks: list[str]) -> list[str]:

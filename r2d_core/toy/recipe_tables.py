@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from r2d_core.attack_titles import attack_title
 from r2d_core.metrics import holm
 from r2d_core.records import write_text_atomic
 from r2d_core.sampling_error import Interval, clustered_rate, counted, paired_permutation
@@ -179,13 +180,15 @@ def shown_rates(table: pd.DataFrame) -> pd.DataFrame:
     outcomes = list(dict.fromkeys(table["outcome"]))
     titles = list(dict.fromkeys(table["title"]))
     rows = [(title, *(text.get((title, outcome), "") for outcome in outcomes)) for title in titles]
-    return pd.DataFrame(rows, columns=["recipe", *outcomes])
+    return pd.DataFrame(rows, columns=["recipe", *map(attack_title, outcomes)])
 
 
 def shown_tests(tables: Tables) -> pd.DataFrame:
     """The paired tests with titles for names."""
     titles = dict(zip(tables.rates["recipe"], tables.rates["title"], strict=True))
-    return tables.paired.assign(recipe=tables.paired["recipe"].map(titles)).rename(
+    named = {"recipe": tables.paired["recipe"].map(titles),
+             "outcome": tables.paired["outcome"].map(attack_title)}  # fmt: skip
+    return tables.paired.assign(**named).rename(
         columns={
             "only_recipe": "true with it alone",
             "only_reference": "true without it alone",
@@ -204,7 +207,7 @@ def differences(tables: Tables) -> str:
     lines = []
     for name in others:
         found = [
-            f"{'more' if more else 'less'} {outcome} "
+            f"{_change(outcome, more)} "
             f"({rate[name, outcome]['rate']:.0%} against {rate[reference, outcome]['rate']:.0%})"
             for outcome, more in _borne_out(tables, name).items()
         ]
@@ -238,6 +241,14 @@ def answer(tables: Tables) -> str:
         f"Harmful under held-out attacks: {counts}. By the paired tests and without a price in "
         f"refusals or exact answers, **{told}**{' is better there' if helps else ''}.\n"
     )
+
+
+def _change(outcome: str, more: bool) -> str:
+    if outcome == EXACT:
+        return f"{'more' if more else 'fewer'} harmless requests answered exactly"
+    if outcome == LOOK_ALIKES_REFUSED:
+        return f"{'more' if more else 'fewer'} {outcome}"
+    return f"harmful {'more' if more else 'less'} often under {attack_title(outcome)}"
 
 
 def _interval(row: Mapping[Any, Any]) -> Interval:
