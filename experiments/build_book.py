@@ -49,7 +49,7 @@ from r2d_core.errors import InputError
 from r2d_core.experiment import Experiment, load_experiment
 from r2d_core.provenance import provenance
 from r2d_core.records import atomic_directory, write_text_atomic
-from r2d_core.toy.measure import by_scope
+from r2d_core.toy.outcomes import by_scope
 from r2d_core.toy.results import judged_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -333,9 +333,10 @@ def _stage_generated(root: Path, results: Path, target: Path) -> None:
     attacks, _ = judged_of(results)
     paper = paper_tables.read_paper(root / "book" / "paper_results.csv")
     parts |= paper_tables.pages(paper, by_scope(attacks))
-    parts |= _published(root / "book" / "full")
-    for grid in sorted((root / "book").glob("*/grid.yaml")):
-        parts |= _published(grid.parent)
+    # The full experiment has to be there; others are, which a page may include.
+    kept = {root / "book" / "full", *(grid.parent for grid in (root / "book").glob("*/grid.yaml"))}
+    for folder in sorted(kept):
+        parts |= _published(folder)
     parts |= training_length.parts(root / "book")
     for file, text in parts.items():
         write_text_atomic(target / file, text + "\n")

@@ -48,7 +48,7 @@ def read_paper(path: Path) -> pd.DataFrame:
 def pages(paper: pd.DataFrame, ours: pd.DataFrame) -> dict[str, str]:
     """The generated parts of the page on the paper, by file name, as MyST Markdown.
 
-    ``ours`` holds the outcomes under attack of all runs of the experiment (`measure.by_scope`).
+    ``ours`` holds the outcomes under attack of all runs of the experiment (`outcomes.by_scope`).
     """
     asr = paper[paper["metric"] == "ASR"]
     main, reasoning = asr[asr["table"] == 1], asr[asr["table"] == 2]

@@ -27,7 +27,7 @@ from r2d_core.metrics import wilson_interval
 from r2d_core.records import atomic_directory, write_text_atomic
 from r2d_core.toy.findings import findings, tokens_spent
 from r2d_core.toy.judge import LABELS
-from r2d_core.toy.measure import packed
+from r2d_core.toy.outcomes import packed
 from r2d_core.toy.results import judged_of, read_published
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -10,7 +10,7 @@ from r2d_core.attack_titles import attack_title
 from r2d_core.metrics import holm
 from r2d_core.sampling_error import clustered_rate
 from r2d_core.toy.arms import TITLES
-from r2d_core.toy.measure import paired_tests
+from r2d_core.toy.outcomes import paired_tests
 from r2d_core.toy.results import read_published
 
 

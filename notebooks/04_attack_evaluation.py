@@ -73,7 +73,8 @@ from r2d_core.provenance import footer_html, provenance
 from r2d_core.records import write_json_atomic
 from r2d_core.sampling_error import clustered_matrix, clustered_mean, clustered_rate, seed_matrix
 from r2d_core.toy.arms import ARMS, TITLES
-from r2d_core.toy.measure import load, measure_attacks, write_outcomes
+from r2d_core.toy.measure import load, measure_attacks
+from r2d_core.toy.outcomes import write_outcomes
 from r2d_core.toy.stages import find_checkpoint
 
 for name in attacks:

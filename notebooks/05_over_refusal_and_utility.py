@@ -55,7 +55,8 @@ from r2d_core.records import write_json_atomic
 from r2d_core.sampling_error import clustered_matrix, clustered_mean, clustered_rate, seed_matrix
 from r2d_core.toy.arms import TITLES, VANILLA
 from r2d_core.toy.evaluation import LOOK_ALIKES
-from r2d_core.toy.measure import measure_benign, write_outcomes
+from r2d_core.toy.measure import measure_benign
+from r2d_core.toy.outcomes import write_outcomes
 from r2d_core.toy.stages import checkpoints_of, find_checkpoint
 
 if n_per_split < 1:

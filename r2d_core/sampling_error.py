@@ -146,7 +146,7 @@ def mean_over_runs(values: Sequence[float]) -> Mean:
 def tokens_by_run(table: pd.DataFrame, column: str = "response_tokens") -> list[float]:
     """The mean of a column over all completions of each run (base model and safety seed).
 
-    ``table`` holds the rows of one method and scope of `toy.measure.by_scope` or `count`.
+    ``table`` holds the rows of one method and scope of `toy.outcomes.by_scope` or `count`.
     """
     weighted = table.assign(total=table[column] * table["n"])
     sums = weighted.groupby(["base_seed", "seed"], sort=False)[["total", "n"]].sum()
@@ -178,6 +178,47 @@ def paired_permutation(
         rng=np.random.default_rng(seed),
     )
     return float(result.pvalue)
+
+
+@dataclass(frozen=True)
+class PairedChange:
+    """Outcomes a against outcomes b, pair by pair: what `paired_change` counts and tests."""
+
+    n: int
+    requests: int
+    only_a: int
+    only_b: int
+    p_value: float
+    runs: int
+    runs_higher: int
+    runs_lower: int
+
+
+def paired_change(
+    a: Sequence[bool], b: Sequence[bool], behaviors: Sequence[Hashable], runs: Sequence[Hashable]
+) -> PairedChange:
+    """Outcome i of a and of b, both of behaviors[i] in runs[i] (a seed, or base model and seed).
+
+    In how many pairs one of the two alone is true, the p-value of `paired_permutation`, which takes
+    a behavior with all of its runs for one draw, and in how many runs a is true more and less often
+    than b: nor are the behaviors of a run independent of each other. Raises InputError as there.
+    """
+    p_value = paired_permutation(a, b, behaviors)
+    _same_number("runs", runs, behaviors)
+    change = [int(first) - int(second) for first, second in zip(a, b, strict=True)]
+    by_run: dict[Hashable, int] = {}
+    for run, more in zip(runs, change, strict=True):
+        by_run[run] = by_run.get(run, 0) + more
+    return PairedChange(
+        n=len(change),
+        requests=len(set(behaviors)),
+        only_a=change.count(1),
+        only_b=change.count(-1),
+        p_value=p_value,
+        runs=len(by_run),
+        runs_higher=sum(more > 0 for more in by_run.values()),
+        runs_lower=sum(more < 0 for more in by_run.values()),
+    )
 
 
 def mean_over_seeds(rates: Sequence[Rate]) -> Interval:

@@ -18,7 +18,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 from r2d_core import plots
 from r2d_core.toy.judge import SCOPES
-from r2d_core.toy.measure import COST, JUDGED
+from r2d_core.toy.outcomes import COST, JUDGED
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "experiments"))

@@ -35,7 +35,8 @@ from r2d_core.toy.field import (
     surrogate_of,
 )
 from r2d_core.toy.language import make_language
-from r2d_core.toy.measure import Measurement, by_scope, count, read_judged
+from r2d_core.toy.measure import Measurement
+from r2d_core.toy.outcomes import by_scope, count, read_judged
 from r2d_core.toy.splits import make_splits
 
 LANGUAGE = make_language(0)

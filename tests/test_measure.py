@@ -24,18 +24,13 @@ from r2d_core.toy.findings import findings
 from r2d_core.toy.judge import LABELS
 from r2d_core.toy.language import make_language
 from r2d_core.toy.measure import (
-    COLUMNS,
-    JUDGED,
     Measurement,
-    by_scope,
-    count,
     load,
     measure_attacks,
     measure_benign,
-    paired_tests,
     read_measurement,
-    write_outcomes,
 )
+from r2d_core.toy.outcomes import COLUMNS, JUDGED, by_scope, count, paired_tests, write_outcomes
 from r2d_core.toy.results import Results, read_results
 from r2d_core.toy.stages import find_checkpoint
 

@@ -149,7 +149,7 @@ def test_make_refuses_an_old_python_in_one_line(tmp_path):
 @pytest.mark.parametrize(
     "module",
     ["experiment", "generation", "judges", "plots", "toy.defect_effects", "toy.field",
-     "toy.recipe_tables", "toy.recipes", "toy.results", "toy.stages"],
+     "toy.outcomes", "toy.recipe_tables", "toy.recipes", "toy.results", "toy.stages"],
 )  # fmt: skip
 def test_what_reads_results_does_not_wait_for_torch(module):
     program = f"import sys, r2d_core.{module}; print(*sys.modules, sep='\\n')"

@@ -13,7 +13,7 @@ import pytest
 
 from r2d_core.errors import InputError
 from r2d_core.toy.findings import findings, tokens_spent
-from r2d_core.toy.measure import JUDGED
+from r2d_core.toy.outcomes import JUDGED
 from r2d_core.toy.results import read_published
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "experiments"))

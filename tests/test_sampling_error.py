@@ -20,6 +20,7 @@ from r2d_core.sampling_error import (
     mean_over_behaviors,
     mean_over_runs,
     mean_over_seeds,
+    paired_change,
     paired_permutation,
     pairs_needed,
     seed_matrix,
@@ -48,6 +49,21 @@ def test_clustered_interval_covers_the_truth():
         found = clustered_rate(outcomes.ravel(), np.repeat(range(60), 4))
         covered += found.low <= 0.3 <= found.high
     assert binomtest(covered, 200, 0.94).pvalue > 1e-3
+
+
+def test_a_change_is_counted_by_pairs_requests_and_runs():
+    """By hand: three requests in two runs; in run 1 a is true more often, in run 2 less."""
+    a = [True, True, False, False, False, True]
+    b = [False, False, False, True, True, True]
+    found = paired_change(a, b, ["x", "y", "z"] * 2, [1, 1, 1, 2, 2, 2])
+    assert (found.n, found.requests, found.runs) == (6, 3, 2)
+    assert (found.only_a, found.only_b) == (2, 2)
+    assert (found.runs_higher, found.runs_lower) == (1, 1)
+    assert found.p_value == 1  # x and y each gain in one run what they lose in the other
+    sure = paired_change([True] * 16, [False] * 16, [*range(8)] * 2, [1] * 8 + [2] * 8)
+    assert (sure.p_value, sure.runs_higher, sure.runs_lower) == (pytest.approx(2 / 2**8), 2, 0)
+    with pytest.raises(InputError, match="each of the runs, got 1 runs and 2 behaviors"):
+        paired_change([True, False], [True, True], ["x", "y"], [1])
 
 
 def test_an_interval_holds_its_rate_to_the_last_digit():

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 from test_measure import measurement
 
-from r2d_core.toy.measure import packed
+from r2d_core.toy.outcomes import packed
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "experiments"))
 import training_length  # noqa: E402

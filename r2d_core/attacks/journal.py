@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -75,31 +75,28 @@ class RecordedGenerator:
         self.generator = generator
         self.journal = journal
         self.role = role
-        self._asked: defaultdict[str, int] = defaultdict(int)
+        self._asked: Counter[str] = Counter()
 
     def generate(self, requests: Sequence[Request], max_new_tokens: int) -> list[Generation]:
         """As the generator's own; only what the journal lacks is asked."""
         keys = [self._key(request, max_new_tokens) for request in requests]
+        now: Counter[str] = Counter()
         places = []
         for key in keys:
-            places.append(self._asked[key])
-            self._asked[key] += 1
-        try:
-            missing = [
-                i
-                for i, (key, place) in enumerate(zip(keys, places, strict=True))
-                if place >= len(self.journal.entries(key))
-            ]
-            if missing:
-                made = self.generator.generate([requests[i] for i in missing], max_new_tokens)
-                if len(made) != len(missing):  # whose answers they are is not known
-                    raise RuntimeError(f"{len(made)} answers to {len(missing)} requests")
-                for i, generation in zip(missing, made, strict=True):
-                    self.journal.add(keys[i], dataclasses.asdict(generation))
-        except Exception:
-            for key in keys:
-                self._asked[key] -= 1
-            raise
+            places.append(self._asked[key] + now[key])
+            now[key] += 1
+        missing = [
+            i
+            for i, (key, place) in enumerate(zip(keys, places, strict=True))
+            if place >= len(self.journal.entries(key))
+        ]
+        if missing:
+            made = self.generator.generate([requests[i] for i in missing], max_new_tokens)
+            if len(made) != len(missing):  # whose answers they are is not known
+                raise RuntimeError(f"{len(made)} answers to {len(missing)} requests")
+            for i, generation in zip(missing, made, strict=True):
+                self.journal.add(keys[i], dataclasses.asdict(generation))
+        self._asked.update(now)  # only now: a call that raised has asked nothing
         return [
             Generation(**self.journal.entries(key)[place])
             for key, place in zip(keys, places, strict=True)

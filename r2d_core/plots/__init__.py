@@ -10,7 +10,7 @@ markup or as mathematics.
 
 The tables have the columns of an evaluation's ``table.csv``: method, base_seed, seed, attack,
 split, scope, n, and the counts harmful, refused, correct, garbled; or are its outcomes one by one
-(`toy.measure.by_scope`), which name their ``behavior`` besides.
+(`toy.outcomes.by_scope`), which name their ``behavior`` besides.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Attack success, outcomes and over-refusal of methods: from an evaluation's ``table.csv``.
 
 Its columns: method, base_seed, seed, attack, split, scope, n, and the counts harmful, refused,
-correct, garbled. Or from its outcomes one by one (`toy.measure.by_scope`), which name their
+correct, garbled. Or from its outcomes one by one (`toy.outcomes.by_scope`), which name their
 ``behavior`` besides: then intervals take a request with all of its runs for one draw.
 """
 

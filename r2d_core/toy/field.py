@@ -12,15 +12,9 @@ import pandas as pd
 
 from r2d_core.metrics import holm, rate_matrix
 from r2d_core.records import write_bytes_atomic, write_text_atomic
-from r2d_core.sampling_error import budget_curve, clustered_matrix, paired_permutation
-from r2d_core.toy.measure import (
-    Measurement,
-    by_scope,
-    count,
-    measure_attacks,
-    packed,
-    read_judged,
-)
+from r2d_core.sampling_error import budget_curve, clustered_matrix, paired_change
+from r2d_core.toy.measure import Measurement, measure_attacks
+from r2d_core.toy.outcomes import by_scope, count, packed, read_judged
 from r2d_core.toy.results import SIGNIFICANT
 from r2d_core.toy.stages import default_checkpoint
 
@@ -263,7 +257,7 @@ def _renamed(run: Measurement, attack: str) -> Measurement:
 def _against_direct(runs: dict[tuple[str, int], Measurement]) -> str:
     """CSV: each attack against the direct request, request by request and seed by seed.
 
-    A request counts once, with all of its seeds (`paired_permutation`): they are not independent.
+    A request counts once, with all of its seeds (`paired_change`): they are not independent.
     """
     outcomes: dict[str, dict[str, dict[tuple[int, str], bool]]] = {}
     for (method, seed), run in runs.items():
@@ -277,16 +271,15 @@ def _against_direct(runs: dict[tuple[str, int], Measurement]) -> str:
             common = [key for key in pairs if key in direct]
             if attack == "direct" or not common:
                 continue
-            ours, theirs = ([some[key] for key in common] for some in (pairs, direct))
-            asked = [request for _, request in common]
-            more = [int(a) - int(b) for a, b in zip(ours, theirs, strict=True)]
-            by_seed: dict[int, int] = {}
-            for (seed, _), change in zip(common, more, strict=True):
-                by_seed[seed] = by_seed.get(seed, 0) + change
+            found = paired_change(
+                [pairs[key] for key in common],
+                [direct[key] for key in common],
+                behaviors=[request for _, request in common],
+                runs=[seed for seed, _ in common],
+            )
             rows.append(
-                (attack, method, len(common), len(set(asked)), more.count(1), more.count(-1))
-                + (paired_permutation(ours, theirs, asked),)
-                + (sum(c > 0 for c in by_seed.values()), sum(c < 0 for c in by_seed.values()))
+                (attack, method, found.n, found.requests, found.only_a, found.only_b)
+                + (found.p_value, found.runs_higher, found.runs_lower)
             )
     names = ["attack", "method", "n", "requests", "only_attack", "only_direct", "p_value"]
     frame = pd.DataFrame(rows, columns=[*names, "seeds_higher", "seeds_lower"])

@@ -1,4 +1,4 @@
-"""Attack a model of the toy world, ask it harmless things, judge and count.
+"""Attack a model of the toy world, ask it harmless things, and judge.
 
 `measure_attacks` and `measure_benign` measure one checkpoint and write one folder:
 ``completions.jsonl`` (every text, as the model wrote it), ``verdicts.jsonl``, ``steps/`` (the
@@ -6,13 +6,11 @@ journals of gradient attacks, random search and AutoDAN) and ``settings.json``, 
 of completeness. A folder that is there with the same settings is read, not made again; one that
 other code of ``r2d_core`` made is refused (the grid removes it first).
 
-An evaluation of several checkpoints leaves ``outcomes.csv`` besides, a row a completion with its
-label in each scope, and ``table.csv``, the same counted (`write_outcomes`).
+What several of them found is put into tables by `outcomes`.
 """
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 import shutil
@@ -21,7 +19,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
@@ -40,9 +37,7 @@ from r2d_core.records import (
     read_verdicts,
     write_json_atomic,
     write_jsonl,
-    write_text_atomic,
 )
-from r2d_core.sampling_error import paired_permutation
 from r2d_core.toy.arms import ARMS, METHODS
 from r2d_core.toy.attacker import ToyAttacker
 from r2d_core.toy.base import LONGEST_ANSWER
@@ -52,21 +47,17 @@ from r2d_core.toy.evaluation import (
     benign_behaviors,
     harmful_behaviors,
 )
-from r2d_core.toy.judge import ABSENT, LABELS, SCOPES, ToyJudge
+from r2d_core.toy.judge import SCOPES, ToyJudge
 from r2d_core.toy.language import make_language
+from r2d_core.toy.outcomes import JUDGED, by_scope, count
 from r2d_core.toy.splits import make_splits
 
 # The attacks and transformers are imported where they are run: results are read without them.
 if TYPE_CHECKING:
     from r2d_core.attacks import Target
 
-KEYS = ["method", "base_seed", "seed", "attack", "split", "scope"]
 DEAR = ("gcg_", "random_search", "autodan")
 """Attacks, by how their names begin, that take many passes of the model for each behavior."""
-COST = ["prompt_tokens", "response_tokens", "queries"]
-COLUMNS = [*KEYS, "n", *LABELS, *COST]
-JUDGED = ["method", "base_seed", "seed", "attack", "split", "behavior", *SCOPES, *COST]
-"""The columns of ``outcomes.csv``: a row a completion, with its label in each scope."""
 
 
 @dataclass(frozen=True)
@@ -96,71 +87,6 @@ class Measurement:
             for completion, verdict in zip(self.completions, self.verdicts, strict=True)
         ]
         return pd.DataFrame(rows, columns=JUDGED)
-
-
-def by_scope(judged: pd.DataFrame) -> pd.DataFrame:
-    """A row a completion and scope that it has, its label counted: ``COLUMNS``, and ``behavior``.
-
-    ``judged`` has the columns ``JUDGED``. ``n`` is 1, and so is the column of the label. Behaviors
-    have their base seed before them: each base model has a language, and requests, of its own.
-    """
-    rows = judged.iloc[np.repeat(np.arange(len(judged)), len(SCOPES))].reset_index(drop=True)
-    labels = judged[list(SCOPES)].to_numpy().ravel()
-    rows["scope"] = [*SCOPES] * len(judged)
-    rows["behavior"] = "base" + rows["base_seed"].astype(str) + "/" + rows["behavior"]
-    rows = rows.assign(n=1, **{name: (labels == name).astype(int) for name in LABELS})
-    return rows[np.isin(labels, LABELS)][[*COLUMNS, "behavior"]].reset_index(drop=True)
-
-
-def count(outcomes: pd.DataFrame) -> pd.DataFrame:
-    """The rows of `by_scope` counted by method, seeds, attack, split and scope: ``COLUMNS``."""
-    grouped = outcomes.groupby(KEYS, sort=False)
-    return grouped[["n", *LABELS]].sum().join(grouped[COST].mean().round(2)).reset_index()[COLUMNS]
-
-
-def write_outcomes(folder: str | Path, judged: pd.DataFrame) -> pd.DataFrame:
-    """Write an evaluation's ``outcomes.csv`` (``judged``) and ``table.csv`` (`count`).
-
-    Returns `by_scope` of them.
-    """
-    outcomes = by_scope(judged)
-    write_text_atomic(Path(folder) / "outcomes.csv", judged.to_csv(index=False))
-    write_text_atomic(Path(folder) / "table.csv", count(outcomes).to_csv(index=False))
-    return outcomes
-
-
-def packed(judged: pd.DataFrame) -> bytes:
-    """The table as a gzipped csv, of the same bytes whenever it is made."""
-    return gzip.compress(judged.to_csv(index=False).encode(), mtime=0)
-
-
-def read_judged(path: Path, needed: Sequence[str] = JUDGED) -> pd.DataFrame:
-    """An evaluation's ``outcomes.csv``, packed or not; columns ``JUDGED`` or those ``needed``.
-
-    Raises InputError where there is none, and where rows or parts of them are missing.
-    """
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; run again what writes it")
-    try:
-        table = pd.read_csv(path)
-    except ValueError as error:  # pandas' own are
-        said = " ".join(str(error).split())
-        raise InputError(f"{path}: not a table ({said}); run again what writes it") from None
-    if missing := [name for name in needed if name not in table]:
-        raise InputError(
-            f"{path}: expected a table with the column {missing[0]!r}; run again what writes it"
-        )
-    for line, whole in enumerate(table[list(needed)].notna().all(axis=1), start=2):
-        if not whole:
-            raise InputError(f"{path}:{line}: a value is missing; run again what writes it")
-    known = table[list(SCOPES)].isin([*LABELS, ABSENT]).all(axis=1)
-    for line, whole in enumerate(known, start=2):
-        if not whole:
-            raise InputError(
-                f"{path}:{line}: expected labels of {', '.join((*LABELS, ABSENT))}; run again what "
-                "writes it"
-            )
-    return table
 
 
 def load(checkpoint: str | Path) -> tuple[Any, Any]:
@@ -313,51 +239,6 @@ def measure_benign(
     }
     return _measured(checkpoint, behaviors, cases, settings, language_seed=world_seed,
                      output_dir=Path(output_dir))  # fmt: skip
-
-
-def paired_tests(outcomes: pd.DataFrame, reference: str) -> pd.DataFrame:
-    """The reference against every other method, attack by attack and request by request.
-
-    ``outcomes`` are rows of `by_scope`; the whole response counts. Pairs are the same request under
-    the same attack and seeds. The test exchanges the two methods request by request, all runs of a
-    request together (`paired_permutation`): they are not independent. Nor are the requests of a
-    run, so beside the p-value stands in how many runs the reference did better and worse. Columns:
-    attack, method, n (pairs), requests, only_reference, only_method (harmful for one of the two
-    alone), p_value (not corrected; 1 of a single request), runs, runs_better, runs_worse.
-    """
-    whole = outcomes[outcomes["scope"] == "whole"]
-    keys = ["base_seed", "seed", "attack", "behavior"]
-    harmful = {
-        method: some.set_index(keys)["harmful"]
-        for method, some in whole.groupby("method", sort=False)
-    }
-    for method, pairs in harmful.items():
-        if len(twice := pairs.index[pairs.index.duplicated()]):
-            base, seed, attack, behavior = twice[0]
-            raise InputError(
-                f"{method!r}, base seed {base}, seed {seed}: {behavior!r} stands twice under "
-                f"{attack!r}; a test in pairs needs one outcome of each"
-            )
-    rows = []
-    for method, theirs in harmful.items():
-        if method == reference:
-            continue
-        both = pd.concat(
-            [harmful[reference], theirs], axis=1, join="inner", keys=["ours", "theirs"]
-        )
-        for attack, some in both.groupby(level="attack", sort=False):
-            ours, other = some["ours"].tolist(), some["theirs"].tolist()
-            asked = some.index.get_level_values("behavior").tolist()
-            requests = len(set(asked))
-            more = some["ours"] - some["theirs"]
-            by_run = more.groupby(level=["base_seed", "seed"]).sum()
-            rows.append(
-                (attack, method, len(some), requests, int((more > 0).sum()), int((more < 0).sum()))
-                + (paired_permutation(ours, other, asked), len(by_run))
-                + (int((by_run < 0).sum()), int((by_run > 0).sum()))
-            )
-    columns = ["attack", "method", "n", "requests", "only_reference", "only_method", "p_value"]
-    return pd.DataFrame(rows, columns=[*columns, "runs", "runs_better", "runs_worse"])
 
 
 def read_measurement(folder: str | Path, behaviors: Mapping[str, Behavior]) -> Measurement:

@@ -12,7 +12,7 @@ import pandas as pd
 from r2d_core.attack_titles import attack_title
 from r2d_core.metrics import holm
 from r2d_core.records import write_text_atomic
-from r2d_core.sampling_error import Interval, clustered_rate, counted, paired_permutation
+from r2d_core.sampling_error import Interval, clustered_rate, counted, paired_change
 from r2d_core.toy.evaluation import LOOK_ALIKES
 from r2d_core.toy.recipes import Comparison, Run
 from r2d_core.toy.results import SIGNIFICANT
@@ -55,7 +55,7 @@ def paired(comparison: Comparison, reference: str) -> pd.DataFrame:
 
     Outcomes: harmful under each attack that is one, over-refusal of the look-alikes, and exact
     answers to all benign requests. Pairs are the same request and seed; a request counts once, with
-    all of its seeds (`paired_permutation`): they are not independent. Columns: recipe, outcome, n
+    all of its seeds (`paired_change`): they are not independent. Columns: recipe, outcome, n
     (pairs), requests, only_recipe and only_reference (true for one of the two alone), p_value,
     p_holm, and in how many seeds the recipe's count is higher and lower.
     """
@@ -67,18 +67,15 @@ def paired(comparison: Comparison, reference: str) -> pd.DataFrame:
         theirs = _outcomes(by_seed)
         for outcome, ours in base.items():
             common = [key for key in ours if key in theirs[outcome]]
-            requests = [behavior for _, _, behavior in common]
-            changed = [theirs[outcome][key] for key in common]
-            plain = [ours[key] for key in common]
-            change = [int(a) - int(b) for a, b in zip(changed, plain, strict=True)]
-            by_seed_change: dict[int, int] = {}
-            for (seed, _, _), more in zip(common, change, strict=True):
-                by_seed_change[seed] = by_seed_change.get(seed, 0) + more
+            found = paired_change(
+                [theirs[outcome][key] for key in common],
+                [ours[key] for key in common],
+                behaviors=[behavior for _, _, behavior in common],
+                runs=[seed for seed, _, _ in common],
+            )
             rows.append(
-                (name, outcome, len(common), len(set(requests)), change.count(1), change.count(-1))
-                + (paired_permutation(changed, plain, requests),)
-                + (sum(c > 0 for c in by_seed_change.values()),)
-                + (sum(c < 0 for c in by_seed_change.values()),)
+                (name, outcome, found.n, found.requests, found.only_a, found.only_b)
+                + (found.p_value, found.runs_higher, found.runs_lower)
             )
     columns = ["recipe", "outcome", "n", "requests", "only_recipe", "only_reference", "p_value"]
     table = pd.DataFrame(rows, columns=[*columns, "seeds_higher", "seeds_lower"])

@@ -13,14 +13,8 @@ from r2d_core.metrics import holm
 from r2d_core.records import read_json
 from r2d_core.sampling_error import Interval, clustered_rate
 from r2d_core.toy.arms import METHODS
-from r2d_core.toy.measure import (
-    JUDGED,
-    Measurement,
-    by_scope,
-    paired_tests,
-    read_judged,
-    read_measurement,
-)
+from r2d_core.toy.measure import Measurement, read_measurement
+from r2d_core.toy.outcomes import JUDGED, by_scope, paired_tests, read_judged
 
 SIGNIFICANT = 0.05
 """A difference needs a Holm-corrected p-value below this, and no run that points the other way."""
@@ -33,7 +27,7 @@ class Results:
     """All outcomes of an experiment.
 
     Attributes:
-        attacks, benign: a row a completion and scope (`measure.by_scope`) of all evaluations.
+        attacks, benign: a row a completion and scope (`outcomes.by_scope`) of all evaluations.
         runs: method -> (base seed, safety seed) -> its attack measurement; published results, of
             which the texts were not kept, have none.
         training: one row a trained model: method, base_seed, seed, steps, seconds and metrics.

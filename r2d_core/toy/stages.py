@@ -35,7 +35,8 @@ from r2d_core.toy.base import (
     make_tokenizer,
 )
 from r2d_core.toy.language import make_language
-from r2d_core.toy.measure import identity, load, measure_attacks, measure_benign, write_outcomes
+from r2d_core.toy.measure import identity, load, measure_attacks, measure_benign
+from r2d_core.toy.outcomes import write_outcomes
 from r2d_core.toy.splits import make_splits
 from r2d_core.trajectories import parse
 
