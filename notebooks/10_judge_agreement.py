@@ -57,8 +57,8 @@ from r2d_core import plots
 from r2d_core.attack_success import attack_succeeded
 from r2d_core.errors import InputError
 from r2d_core.judges import ABSENT, JUDGES, SCOPES, RefusalStrings, judge_all
-from r2d_core.judges.agreement import agreement, corrected_rate, read_labels
-from r2d_core.metrics import Rate, cohen_kappa
+from r2d_core.judges.agreement import agreement, corrected_rate, rate_of, read_labels
+from r2d_core.metrics import cohen_kappa
 from r2d_core.pivots import SAFE, THINK_CLOSE, THINK_OPEN, UNSAFE
 from r2d_core.provenance import footer_html, provenance
 from r2d_core.records import (
@@ -181,13 +181,13 @@ display(Markdown(f"{source}; {sum(true)} of them are successes of the attack."))
 #
 # *False positives* are failed attacks that the judge calls successes, *false negatives* successes
 # that it misses. Kappa is agreement beyond chance: 0 is a coin that knows how often to say yes, 1
-# is never wrong. All with 95% intervals, here and below, which take every item for a draw of its
-# own: of a run's responses, in which requests come again under other attacks and seeds, they are
-# too narrow. An answer of a judge that could not be read is *unparsable*: it agrees with nobody and
+# is never wrong. All with 95% intervals, here and below, which take a request for one draw: of a
+# run's responses, in which requests come again under other attacks and seeds, it stands with all of
+# them. An answer of a judge that could not be read is *unparsable*: it agrees with nobody and
 # stands in neither error rate.
 
 # %% tags=["hide-input"]
-compared = {name: agreement(labels, true) for name, labels in said.items()}
+compared = {name: agreement(labels, true, request_of) for name, labels in said.items()}
 summary = pd.DataFrame(
     {
         name: {
@@ -207,7 +207,14 @@ display(plots.table(summary))
 plots.rate_intervals(
     pd.DataFrame(
         [
-            {"title": name, "outcome": what, "successes": rate.successes, "n": rate.n}
+            {
+                "title": name,
+                "outcome": what,
+                "successes": rate.successes,
+                "n": rate.n,
+                "low": rate.low,
+                "high": rate.high,
+            }
             for name, found in compared.items()
             for what, rate in (
                 ("false positives", found.false_positive),
@@ -216,7 +223,7 @@ plots.rate_intervals(
             if rate.n
         ]
     ),
-    alt="False positives and false negatives of each judge, with Wilson 95% intervals.",
+    alt="False positives and false negatives of each judge, with 95% intervals.",
 )
 
 # %% [markdown]
@@ -228,12 +235,12 @@ plots.rate_intervals(
 # %% tags=["hide-input"]
 between = []
 for one, other in combinations(said, 2):
-    kappa = cohen_kappa(said[one], said[other])
-    same = sum(a == b for a, b in zip(said[one], said[other], strict=True))
+    kappa = cohen_kappa(said[one], said[other], request_of)
+    same = [a == b for a, b in zip(said[one], said[other], strict=True)]
     between.append(
         {
             "judges": f"{one}, {other}",
-            "agreement": str(Rate(same, kappa.n)),
+            "agreement": str(rate_of(same, request_of)),
             "kappa": f"{kappa.kappa:.2f} [{kappa.low:.2f}, {kappa.high:.2f}]",
         }
     )
@@ -263,14 +270,15 @@ labelled = [i for i, request in enumerate(request_of) if request in first_half]
 rest = [i for i, request in enumerate(request_of) if request not in first_half]
 rows = []
 for name, labels in said.items():
-    read = [labels[i] for i in rest if labels[i] is not None]
-    row = {"judge": name, "reported": str(observed := Rate(sum(map(bool, read)), len(read)))}
+    read = [i for i in rest if labels[i] is not None]
+    observed = rate_of([labels[i] for i in read], [request_of[i] for i in read])
+    row = {"judge": name, "reported": str(observed)}
     try:
-        errors = agreement([labels[i] for i in labelled], [true[i] for i in labelled])
+        errors = agreement(*([of[i] for i in labelled] for of in (labels, true, request_of)))
         row["corrected"] = str(corrected_rate(observed, errors, seed=seed))
     except InputError as error:  # a judge no better than chance, or a half with one kind of item
         row["corrected"] = f"– ({error})"
-    row["true"] = str(Rate(sum(true[i] for i in rest), len(rest)))
+    row["true"] = str(rate_of([true[i] for i in rest], [request_of[i] for i in rest]))
     rows.append(row)
 corrected = pd.DataFrame(rows).set_index("judge")
 write_text_atomic(Path(output_dir) / "corrected.csv", corrected.to_csv())

@@ -63,7 +63,7 @@ from IPython.display import HTML, Markdown, display
 from r2d_core import plots
 from r2d_core.provenance import footer_html, provenance
 from r2d_core.records import write_json_atomic
-from r2d_core.sampling_error import mean_over_runs, tokens_by_run
+from r2d_core.sampling_error import clustered_matrix, mean_over_runs, tokens_by_run
 from r2d_core.toy.field import (
     ATTACKED,
     SETTINGS,
@@ -71,7 +71,6 @@ from r2d_core.toy.field import (
     better_than_asking,
     measure_field_attacks,
     read_field,
-    success_table,
 )
 
 folder = Path(tables_dir)
@@ -90,14 +89,14 @@ record = json.loads((folder / "field.json").read_text())
 # %% [markdown]
 # ## Attack success rate
 #
-# Harmful by the exact judge, whole response, seeds pooled. Beside it the queries an attack spent on
-# a request (passes of the model, for those that use gradients or log-probabilities).
+# Harmful by the exact judge, whole response, seeds pooled; the 95% intervals take a request with
+# all of its seeds for one draw. Beside it the queries an attack spent on a request (passes of the
+# model, for those that use gradients or log-probabilities).
 
 # %% tags=["hide-input"]
 whole = outcomes[outcomes["scope"] == "whole"]
 senseless = "no meaning for this method"
-harmful, intervals = success_table(whole, missing=senseless)
-display(Markdown(f"The {intervals}."))
+harmful = clustered_matrix(whole, "attack", "method", "harmful", missing=senseless)
 plots.asr_intervals(
     whole, alt="Attack success rate of each attack on each method, with 95% intervals."
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 
 import numpy as np
@@ -69,9 +69,40 @@ def clustered_rate(outcomes: Sequence[bool], behaviors: Sequence[Hashable]) -> I
 
     Raises InputError for unequal lengths, no outcomes and missing behaviors.
     """
-    table = _by_behavior(outcomes, behaviors, least=1)
-    hits, sizes = table["hits"].to_numpy(float), table["sizes"].to_numpy(float)
-    return _wilson_between(hits, sizes, len(outcomes))
+    rate = ClusteredRate.of(outcomes, behaviors)
+    return Interval(rate.rate, rate.low, rate.high, rate.behaviors)
+
+
+@dataclass(frozen=True)
+class ClusteredRate(Rate):
+    """`clustered_rate` with its counts: a `Rate` whose outcomes come several to a behavior.
+
+    ``effective`` is the number of independent outcomes that its interval is Wilson's of. ``str``
+    gives percents as `Rate` does, and the number of requests where they are fewer than outcomes.
+    """
+
+    behaviors: int = field(kw_only=True)
+    effective: float = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.n:
+            low, high = _wilson_bounds(self.rate, self.effective)
+            object.__setattr__(self, "low", low)
+            object.__setattr__(self, "high", high)
+
+    @classmethod
+    def of(cls, outcomes: Sequence[bool], behaviors: Sequence[Hashable]) -> ClusteredRate:
+        """Of outcomes as `clustered_rate` takes them. Raises InputError as it does."""
+        table = _by_behavior(outcomes, behaviors, least=1)
+        hits, sizes = table["hits"].to_numpy(float), table["sizes"].to_numpy(float)
+        n, effective = len(outcomes), _effective(hits, sizes, len(outcomes))
+        return cls(int(hits.sum()), n, behaviors=len(hits), effective=effective)
+
+    def __str__(self) -> str:
+        return counted(
+            Interval(self.rate, self.low, self.high, self.behaviors), self.successes, self.n
+        )
 
 
 def mean_over_behaviors(outcomes: Sequence[bool], behaviors: Sequence[Hashable]) -> Interval:
@@ -87,15 +118,22 @@ def mean_over_behaviors(outcomes: Sequence[bool], behaviors: Sequence[Hashable])
 
 
 def _wilson_between(hits: np.ndarray, sizes: np.ndarray, outcomes: int) -> Interval:
-    k, rate = len(hits), float(hits.sum() / sizes.sum())
-    size = float(sizes.mean())
+    rate = float(hits.sum() / sizes.sum())
+    return Interval(rate, *_wilson_bounds(rate, _effective(hits, sizes, outcomes)), len(hits))
+
+
+def _effective(hits: np.ndarray, sizes: np.ndarray, outcomes: int) -> float:
+    k, size = len(hits), float(sizes.mean())
     some_hits, some = np.append(hits, [size, size, 0, 0]), np.append(sizes, [size] * 4)
     mean = some_hits.sum() / some.sum()
     variance = np.sum((some_hits - mean * some) ** 2) / some.sum() ** 2
-    effective = min(float(mean * (1 - mean) / variance) * k / (k + 4), float(outcomes))
+    return min(float(mean * (1 - mean) / variance) * k / (k + 4), float(outcomes))
+
+
+def _wilson_bounds(rate: float, effective: float) -> tuple[float, float]:
     low, high = proportion_confint(rate * effective, effective, method="wilson")
     # Rounding can put a bound a hair on the wrong side of a rate of 0 or 1.
-    return Interval(rate, max(0.0, min(float(low), rate)), min(1.0, max(float(high), rate)), k)
+    return max(0.0, min(float(low), rate)), min(1.0, max(float(high), rate))
 
 
 def clustered_mean(

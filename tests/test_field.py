@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 
 import pandas as pd
-import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_models import tiny_model
@@ -31,7 +30,6 @@ from r2d_core.toy.field import (
     better_than_asking,
     measure_field_attacks,
     read_field,
-    success_table,
     surrogate_of,
 )
 from r2d_core.toy.language import make_language
@@ -101,14 +99,14 @@ def test_the_longer_of_two_prompts_is_the_one_quoted():
 
 def test_findings_name_every_attack_once():
     columns = ["attack", "method", "n", "only_attack", "only_direct", "p_value", "p_holm"]
-    columns += ["seeds_lower"]
+    columns += ["seeds_higher", "seeds_lower"]
     tests = pd.DataFrame(
         [
-            ("pair", "r2d", 48, 20, 1, 1e-5, 1e-4, 0),
-            ("pair", "refusal", 48, 9, 0, 1e-3, 1e-2, 0),
-            ("tap", "r2d", 48, 1, 20, 1e-5, 1e-4, 3),  # differs, and is worse
-            ("autodan", "r2d", 12, 5, 0, 0.04, 0.2, 0),  # not after correction
-            ("best_of_n", "r2d", 48, 20, 1, 1e-5, 1e-4, 1),  # one seed points the other way
+            ("pair", "r2d", 48, 20, 1, 1e-5, 1e-4, 3, 0),
+            ("pair", "refusal", 48, 9, 0, 1e-3, 1e-2, 2, 0),
+            ("tap", "r2d", 48, 1, 20, 1e-5, 1e-4, 0, 3),  # differs, and is worse
+            ("autodan", "r2d", 12, 5, 0, 0.04, 0.2, 3, 0),  # not after correction
+            ("best_of_n", "r2d", 48, 20, 1, 1e-5, 1e-4, 2, 1),  # one seed points the other way
         ],
         columns=columns,
     )
@@ -117,7 +115,8 @@ def test_findings_name_every_attack_once():
     beaten, _, others = said.partition("On no method with this budget")
     assert "**pair**" in beaten and "**pair**" not in others
     assert all(name not in beaten for name in ("tap", "autodan", "best_of_n"))
-    assert "- **best_of_n** (r2d 20 and 1 of 48). It is ahead of asking somewhere" in others
+    assert "- **best_of_n** (r2d 20 and 1 of 48). The test alone would call it ahead, but it is " \
+        "behind on r2d in 1 of the seeds (ahead in 2): no finding.\n" in others  # fmt: skip
     assert "- **tap** (r2d 1 and 20 of 48). It is ahead of asking nowhere. " + UNKNOWN in others
     assert "- **autodan** (r2d 5 and 0 of 12). It is ahead of asking somewhere, not by" in others
     assert "tell it from chance. It breeds" in others
@@ -128,8 +127,8 @@ def test_findings_name_every_attack_once():
 
 def test_findings_say_whose_suffix_serves_all():
     columns = ["attack", "method", "n", "only_attack", "only_direct", "p_value", "p_holm"]
-    columns += ["seeds_lower"]
-    rows = [(name, "r2d", 48, 20, 1, 1e-5, 1e-4, 0) for name in ATTACKED if name != "direct"]
+    columns += ["seeds_higher", "seeds_lower"]
+    rows = [(name, "r2d", 48, 20, 1, 1e-5, 1e-4, 3, 0) for name in ATTACKED if name != "direct"]
     said = better_than_asking(pd.DataFrame(rows, columns=columns))
     assert "gcg_multi and gcg_transfer: one suffix a seed serves all requests" in said
     assert "Not tried" not in said and "On no method" not in said
@@ -149,10 +148,6 @@ def test_every_attack_is_in_the_tables():
     assert set(ATTACKED) - {"direct"} == set(tests["attack"])
 
 
-@pytest.mark.skipif(
-    not (TABLES / "field_outcomes.csv.gz").is_file(),
-    reason="book/attacks is of before outcomes were kept; experiments/field.yaml makes it again",
-)
 def test_the_tables_are_of_the_outcomes():
     outcomes = by_scope(read_judged(TABLES / "field_outcomes.csv.gz"))
     counted = pd.read_csv(TABLES / "field.csv")
@@ -185,12 +180,10 @@ def test_the_tables_record_says_how_they_were_made():
     assert record.get("test") == TEST and record.get("settings") == SETTINGS
 
 
-def test_reasons_are_given_for_the_attacks_that_beat_asking_on_no_method():
-    """For all of them, and for none that the tables show to work."""
+def test_reasons_are_given_for_the_attacks_that_no_test_calls_ahead():
+    """For all of them, and for none that the tables show to work, be it in one seed."""
     tests = pd.read_csv(TABLES / "field_tests.csv")
     ahead = tests[(tests["p_holm"] < 0.05) & (tests["only_attack"] > tests["only_direct"])]
-    if "seeds_lower" in ahead:
-        ahead = ahead[ahead["seeds_lower"] == 0]
     assert set(WHY_NOT) == set(tests["attack"]) - set(ahead["attack"])
     assert all(WHY_NOT.values()) and UNKNOWN not in better_than_asking(tests)
 
@@ -266,15 +259,6 @@ def test_measured_with_models_of_a_grid(tmp_path, monkeypatch):
     pd.testing.assert_frame_equal(again, judged)
     read = read_field(tmp_path / "out")
     pd.testing.assert_frame_equal(read, by_scope(judged), check_dtype=False)
-    harmful, said = success_table(read[read["scope"] == "whole"], "none")
-    assert "request with all of its seeds" in said
-    (tmp_path / "out" / "field_outcomes.csv.gz").unlink()  # as before it was kept
-    counted = read_field(tmp_path / "out")
-    pd.testing.assert_frame_equal(counted, table, check_dtype=False)
-    of_counts, said = success_table(counted[counted["scope"] == "whole"], "none")
-    assert "too narrow" in said and of_counts.shape == harmful.shape
-    assert harmful.loc["forged_prompt", "refusal"] == of_counts.loc["forged_prompt", "refusal"]
-    assert harmful.loc["forged_prompt", "refusal"] == "none"
     assert not list((tmp_path / "out").rglob("*-progress"))
     # By transfer: made on the other method's model, never on the one that is attacked.
     for (attacked, surrogates), of in zip(made_on, ("r2d", "refusal"), strict=True):

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from r2d_core.errors import InputError
 from r2d_core.judges import JUDGES
-from r2d_core.judges.agreement import agreement, corrected_rate, read_labels
+from r2d_core.judges.agreement import agreement, corrected_rate, rate_of, read_labels
 from r2d_core.judges.model_judge import ModelJudge
 from r2d_core.metrics import Rate, cohen_kappa
 from r2d_core.over_refusal import refusal_rates
@@ -57,6 +57,34 @@ def test_agreement_counts():
 def test_agreement_refuses_other_labels(judge, human, message):
     with pytest.raises(InputError, match=message):
         agreement(judge, human)
+
+
+def test_answers_to_one_request_are_one_draw():
+    """Asked four times and answered alike, thirty requests are thirty, not 120 items."""
+    judge, human = labels("+-?" * 10), [True, False, False, True, True] * 6
+    once, apart = agreement(judge, human), agreement(4 * judge, 4 * human)
+    requests = [("base0", i % 30) for i in range(120)]
+    together = agreement(4 * judge, 4 * human, requests)
+    for name in ("agreement", "false_positive", "false_negative", "unparsable"):
+        one, four, many = (getattr(each, name) for each in (once, together, apart))
+        assert (four.successes, four.n) == (many.successes, many.n)
+        assert (four.low, four.high) == pytest.approx((one.low, one.high), abs=0.03)
+        assert four.high - four.low > 1.6 * (many.high - many.low)
+        assert str(four).endswith(f"({many.successes}/{many.n}; {one.n} requests)")
+    assert together.kappa.low == pytest.approx(once.kappa.low)
+    observed = [True, False, False] * 40
+    few, many = (
+        corrected_rate(rate_of(observed, of), errors)
+        for of, errors in ((requests, judged_well(requests)), (None, judged_well(None)))
+    )
+    assert few.rate == many.rate and few.high - few.low > 1.6 * (many.high - many.low)
+    with pytest.raises(InputError, match="a behavior for each of 120 items, got 3"):
+        agreement(4 * judge, 4 * human, requests[:3])
+
+
+def judged_well(requests):
+    human = [i % 2 == 0 for i in range(30)] * 4
+    return agreement([each ^ (i % 30 in (3, 8)) for i, each in enumerate(human)], human, requests)
 
 
 def judge_with(false_positive: float, false_negative: float, n: int = 1000):

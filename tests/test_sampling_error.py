@@ -5,16 +5,20 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.stats import binom, binomtest, fisher_exact, multinomial
 
 from r2d_core.errors import InputError
 from r2d_core.metrics import Rate, mcnemar, wilson_interval
 from r2d_core.sampling_error import (
+    ClusteredRate,
     behaviors_needed,
     budget_curve,
     clustered_matrix,
     clustered_mean,
     clustered_rate,
+    counted,
     fisher_power,
     mcnemar_power,
     mean_over_behaviors,
@@ -322,3 +326,22 @@ def test_sample_sizes():
 def test_bad_input_is_named(call, message):
     with pytest.raises(InputError, match=message):
         call()
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 5)), min_size=1, max_size=40))
+def test_a_clustered_rate_with_its_counts_is_the_clustered_rate(pairs):
+    outcomes, behaviors = zip(*pairs, strict=True)
+    found, interval = ClusteredRate.of(outcomes, behaviors), clustered_rate(outcomes, behaviors)
+    assert (found.rate, found.low, found.high, found.behaviors) == (
+        interval.estimate,
+        interval.low,
+        interval.high,
+        interval.n,
+    )
+    assert (found.successes, found.n) == (sum(outcomes), len(outcomes))
+    assert found.effective <= found.n
+    assert str(found) == counted(interval, found.successes, found.n)
+    alone = ClusteredRate.of(outcomes, range(len(outcomes)))
+    assert alone.effective == pytest.approx(found.n) and str(alone) == str(
+        Rate(found.successes, found.n)
+    )

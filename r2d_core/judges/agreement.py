@@ -21,6 +21,7 @@ from scipy.stats.qmc import LatinHypercube
 from r2d_core.checking import unknown
 from r2d_core.errors import InputError
 from r2d_core.metrics import Kappa, Rate, cohen_kappa
+from r2d_core.sampling_error import ClusteredRate
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,17 @@ class Agreement:
     unparsable: Rate
 
 
-def agreement(judge: Sequence[bool | None], human: Sequence[bool]) -> Agreement:
+def agreement(
+    judge: Sequence[bool | None],
+    human: Sequence[bool],
+    behaviors: Sequence[Hashable] | None = None,
+) -> Agreement:
     """Agreement of a judge (None: unparsable) with humans; True is a success of the attack.
 
-    Raises InputError for unequal lengths and for labels that are neither.
+    Items may be several responses to one request (over seeds, attacks): ``behaviors[i]`` says to
+    which item i is one, and every interval takes all of a request for one draw
+    (`sampling_error.clustered_rate`, `metrics.cohen_kappa`). Raises InputError for unequal lengths
+    and for labels that are neither.
     """
     if len(judge) != len(human):
         raise InputError(
@@ -57,16 +65,35 @@ def agreement(judge: Sequence[bool | None], human: Sequence[bool]) -> Agreement:
             raise InputError(f"expected labels True, False (or None: unparsable), got {label!r}")
     if None in human:
         raise InputError("a human label is missing (None); leave the item out")
+    if behaviors is not None and len(behaviors) != len(judge):
+        raise InputError(
+            f"expected a behavior for each of {len(judge)} items, got {len(behaviors)}"
+        )
     pairs = list(zip(judge, human, strict=True))
-    on_success = [said for said, true in pairs if true and said is not None]
-    on_failure = [said for said, true in pairs if not true and said is not None]
+
+    def share(said_so: Sequence[bool], items: Sequence[int]) -> Rate:
+        of = None if behaviors is None else [behaviors[i] for i in items]
+        return rate_of(said_so, of)
+
+    every = range(len(pairs))
+    on_success = [i for i, (said, true) in enumerate(pairs) if true and said is not None]
+    on_failure = [i for i, (said, true) in enumerate(pairs) if not true and said is not None]
     return Agreement(
-        agreement=Rate(sum(said == true for said, true in pairs), len(pairs)),
-        false_positive=Rate(sum(map(bool, on_failure)), len(on_failure)),
-        false_negative=Rate(len(on_success) - sum(map(bool, on_success)), len(on_success)),
-        kappa=cohen_kappa([_name(said) for said, _ in pairs], [_name(true) for _, true in pairs]),
-        unparsable=Rate(sum(said is None for said, _ in pairs), len(pairs)),
+        agreement=share([said == true for said, true in pairs], every),
+        false_positive=share([bool(judge[i]) for i in on_failure], on_failure),
+        false_negative=share([not judge[i] for i in on_success], on_success),
+        kappa=cohen_kappa(
+            [_name(said) for said, _ in pairs], [_name(true) for _, true in pairs], behaviors
+        ),
+        unparsable=share([said is None for said, _ in pairs], every),
     )
+
+
+def rate_of(outcomes: Sequence[bool], behaviors: Sequence[Hashable] | None = None) -> Rate:
+    """The share of true outcomes; with ``behaviors``, as of `agreement`, a `ClusteredRate`."""
+    if behaviors is None or not len(outcomes):
+        return Rate(sum(map(bool, outcomes)), len(outcomes))
+    return ClusteredRate.of(outcomes, behaviors)
 
 
 def _name(label: bool | None) -> Hashable:
@@ -105,8 +132,9 @@ def corrected_rate(
 
     p = (p_obs + specificity − 1) / (sensitivity + specificity − 1), within [0, 1]. The interval is
     a percentile bootstrap that draws the observed rate and both error rates anew, each from its own
-    sample: items of both samples are taken to be alike and independent. Each is drawn from what
-    Wilson's interval, taken at every confidence, says of the rate behind it (`_drawn`), since
+    sample: items of both samples are taken to be alike, and independent but for what a
+    `ClusteredRate` says. Each is drawn from what Wilson's interval (of as many items as are
+    independent), taken at every confidence, says of the rate behind it (`_drawn`), since
     resampled items would repeat the observed rate where it is 0% or 100% and stay too near to it
     close by; behind a perfect judge the interval is Wilson's. A draw in which the judge is no
     better than chance says nothing and may be anything.
@@ -155,7 +183,8 @@ def _drawn(sample: Rate, level: np.ndarray) -> np.ndarray:
 
     Levels drawn from 0 to 1 make them draws: 95% of them lie in Wilson's 95% interval.
     """
-    z, n = norm.ppf(level), sample.n
+    z = norm.ppf(level)
+    n = sample.effective if isinstance(sample, ClusteredRate) else sample.n
     root = np.sqrt(sample.rate * (1 - sample.rate) / n + z**2 / (4 * n**2))
     return np.clip((sample.rate + z**2 / (2 * n) + z * root) / (1 + z**2 / n), 0, 1)
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pandas as pd
 
-from r2d_core.metrics import holm, rate_matrix
+from r2d_core.metrics import holm
 from r2d_core.records import write_bytes_atomic, write_text_atomic
-from r2d_core.sampling_error import budget_curve, clustered_matrix, paired_change
+from r2d_core.sampling_error import budget_curve, paired_change
 from r2d_core.toy.measure import Measurement, measure_attacks
 from r2d_core.toy.outcomes import by_scope, count, packed, read_judged
 from r2d_core.toy.results import SIGNIFICANT
@@ -63,8 +63,8 @@ WHY_NOT = {
     "that makes sense; a real model has.",
 }
 """What in the toy world keeps an attack from working, by what the attack aims at: of those that
-beat the direct request on no method of the committed tables. On real models it may work."""
-UNKNOWN = "No reason is known: in the book's tables it works, or it is not there."
+no test of the committed tables calls ahead of the direct request. On real models it may work."""
+UNKNOWN = "No reason is known: in the book's tables it works in some seed, or it is not there."
 """In place of a reason, in a run of one's own; of few requests little can be told from chance."""
 TEST = (
     "a permutation test that exchanges the two attacks request by request, all seeds of a request "
@@ -175,30 +175,8 @@ def measure_field_attacks(
 
 
 def read_field(folder: str | Path) -> pd.DataFrame:
-    """What `measure_field_attacks` left: `by_scope` of ``field_outcomes.csv.gz``.
-
-    Of tables from before the outcomes were kept (those of ``book/attacks`` still are), the counts
-    of ``field.csv``: the same columns without ``behavior``.
-    """
-    outcomes = Path(folder) / "field_outcomes.csv.gz"
-    if outcomes.is_file():
-        return by_scope(read_judged(outcomes))
-    return pd.read_csv(Path(folder) / "field.csv", keep_default_na=False)
-
-
-def success_table(whole: pd.DataFrame, missing: str) -> tuple[pd.DataFrame, str]:
-    """Harmful responses, attack by method, as text; and what the intervals are of, in words.
-
-    ``whole``: the rows of `read_field` of the whole response.
-    """
-    if "behavior" in whole:
-        table = clustered_matrix(whole, "attack", "method", "harmful", missing=missing)
-        return table, "95% intervals take a request with all of its seeds for one draw"
-    return (
-        rate_matrix(whole, "attack", "method", "harmful", missing=missing),
-        "Wilson 95% intervals take every response for a draw of its own; the seeds are asked the "
-        "same requests, so they are too narrow",
-    )
+    """What `measure_field_attacks` left: `by_scope` of ``field_outcomes.csv.gz``."""
+    return by_scope(read_judged(Path(folder) / "field_outcomes.csv.gz"))
 
 
 def surrogate_of(method: str, methods: Sequence[str]) -> str | None:
@@ -211,11 +189,10 @@ def better_than_asking(tests: pd.DataFrame) -> str:
     and what in the toy world keeps them from it, and which were not tried.
 
     ``tests`` has the columns of ``field_tests.csv``; better: p (Holm) below 0.05, more harmful, and
-    in no seed less, where the tests say so (those of before ``read_field``'s outcomes do not).
+    in no seed less. What is better by the test alone is named, and no finding.
     """
-    better = tests[(tests["p_holm"] < SIGNIFICANT) & (tests["only_attack"] > tests["only_direct"])]
-    if "seeds_lower" in better:
-        better = better[better["seeds_lower"] == 0]
+    ahead = tests[(tests["p_holm"] < SIGNIFICANT) & (tests["only_attack"] > tests["only_direct"])]
+    better = ahead[ahead["seeds_lower"] == 0]
     lines = [
         f"- **{attack}** beats it on {' and '.join(some['method'])}."
         for attack, some in better.groupby("attack", sort=False)
@@ -230,12 +207,7 @@ def better_than_asking(tests: pd.DataFrame) -> str:
             f"{row.method} {row.only_attack} and {row.only_direct} of {row.n}"
             for row in some.itertuples()
         )
-        if (some["only_attack"] > some["only_direct"]).any():
-            ahead = "It is ahead of asking somewhere, not by enough to tell it from chance."
-        else:
-            ahead = "It is ahead of asking nowhere."
-        why = WHY_NOT.get(str(attack), UNKNOWN)
-        lines.append(f"- **{attack}** ({counts}). {ahead} {why}")
+        lines.append(f"- **{attack}** ({counts}). {_short_of(str(attack), some, ahead)}")
     if shared := [attack for attack in SHARED if attack in set(tests["attack"])]:
         lines += ["", f"{' and '.join(shared)}: one suffix a seed serves all requests: these "
                   "tests speak of the suffixes that were found, not of what another search would "
@@ -244,6 +216,20 @@ def better_than_asking(tests: pd.DataFrame) -> str:
     if missing := [attack for attack in ATTACKED if attack not in tried]:
         lines += ["", f"Not tried when these tables were made: {', '.join(missing)}."]
     return "\n".join(lines)
+
+
+def _short_of(attack: str, tests: pd.DataFrame, ahead: pd.DataFrame) -> str:
+    """Of an attack that beats asking on no method: how far it came, and why no further."""
+    why = WHY_NOT.get(attack, UNKNOWN)
+    if len(divided := ahead[ahead["attack"] == attack]):
+        seeds = " and ".join(
+            f"{row.method} in {row.seeds_lower} of the seeds (ahead in {row.seeds_higher})"
+            for row in divided.itertuples()
+        )
+        return f"The test alone would call it ahead, but it is behind on {seeds}: no finding."
+    if (tests["only_attack"] > tests["only_direct"]).any():
+        return f"It is ahead of asking somewhere, not by enough to tell it from chance. {why}"
+    return f"It is ahead of asking nowhere. {why}"
 
 
 def _renamed(run: Measurement, attack: str) -> Measurement:
