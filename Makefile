@@ -52,6 +52,10 @@ test-notebooks: $(INSTALLED) ## every notebook alone, on its defaults (10 minute
 test-vllm: $(VLLM_INSTALLED) ## the tests that run vLLM, on the CPU (3 minutes)
 	OMP_NUM_THREADS=1 VLLM_CPU_KVCACHE_SPACE=1 $(VLLM)/python -m pytest -m vllm tests/test_vllm.py
 
+.PHONY: test-gpu
+test-gpu: $(INSTALLED) ## the loss's tests on an NVIDIA GPU, with its Triton kernels compiled
+	R2D_TEST_DEVICE=cuda $(BIN)/pytest -m 'slow or not slow' tests/test_losses.py tests/test_convergence.py
+
 .PHONY: install
 install: $(INSTALLED) ## make .venv, which the other targets do by themselves
 

@@ -205,7 +205,7 @@ def _covariance_noise(rows: Tensor, mean: Tensor, n: int, generator: torch.Gener
     """
     import torch
 
-    weights = torch.randn(n, rows.shape[0], generator=generator).to(mean)
+    weights = torch.randn(n, rows.shape[0], generator=generator, device="cpu").to(mean)
     noise = mean.new_zeros(n, rows.shape[1])
     for start in range(0, rows.shape[0], 8192):
         block = rows[start : start + 8192].to(mean.dtype) - mean

@@ -21,8 +21,8 @@ from r2d_core.kernels.triton import BLOCK_H, BLOCK_V, REGISTERS
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
 
-def compile_kernel(kernel, target, pointers, constants, num_warps, **options):
-    """Machine code for bfloat16 logits in rows of a multiple of 16."""
+def compile_kernel(kernel, target, dtype, pointers, constants, **options):
+    """Machine code for logits of this dtype in rows of a multiple of 16."""
     signature, divisible = {}, {}
     for place, name in enumerate(kernel.arg_names):
         if name in constants:
@@ -37,9 +37,7 @@ def compile_kernel(kernel, target, pointers, constants, num_warps, **options):
             if name == "stride":
                 divisible[(place,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=divisible)
-    compiled = triton.compile(
-        source, target=GPUTarget("cuda", target, 32), options={"num_warps": num_warps, **options}
-    )
+    compiled = triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
@@ -54,6 +52,7 @@ def compile_kernel(kernel, target, pointers, constants, num_warps, **options):
             {
                 "kernel": kernel.fn.__name__,
                 "target": target,
+                "dtype": dtype,
                 "constants": constants,
                 "softcap": signature["softcap"],
                 "spilled_bytes": int(usage.split("STACK:")[1].split()[0]),
@@ -65,30 +64,40 @@ def compile_kernel(kernel, target, pointers, constants, num_warps, **options):
     )
 
 
-for target in (80, 90):
-    for softcap in (False, True):
-        compile_kernel(
-            triton_kernels.row_kernel,
-            target,
-            {"logits": "bf16", "targets": "i64", "top": "i1"}
-            | dict.fromkeys(("scale", "contrast_gradient", "nll"), "fp32"),
-            {"SOFTCAP": softcap, "BACKWARD": True, "BLOCK": BLOCK_V},
-            BLOCK_V // 512,
-            maxnreg=REGISTERS,
-        )
-        compile_kernel(
-            triton_kernels.contrast_kernel,
-            target,
-            {"hidden": "bf16", "three": "bf16", "targets": "i64", "right": "i1"}
-            | dict.fromkeys(("term", "gradient"), "fp32"),
-            {"SOFTCAP": softcap, "ALL": softcap, "BLOCK": BLOCK_H},
-            4,
-        )
-        compile_kernel(
-            triton_kernels.readout_kernel,
-            target,
-            {"logits": "bf16", "log_probs": "fp32", "entropy": "fp32"},
-            {"SOFTCAP": softcap, "BLOCK": BLOCK_V},
-            BLOCK_V // 512,
-            maxnreg=REGISTERS,
-        )
+# What training runs; then what it does not, but tests on a GPU do.
+for dtype, target, block, softcap in (
+    ("bf16", 80, BLOCK_V, False),
+    ("bf16", 80, BLOCK_V, True),
+    ("bf16", 90, BLOCK_V, False),
+    ("bf16", 90, BLOCK_V, True),
+    ("fp32", 90, 512, True),
+    ("fp64", 90, 512, True),
+):
+    exact = "fp64" if dtype == "fp64" else "fp32"
+    options = {"num_warps": block // 512, "maxnreg": REGISTERS}
+    compile_kernel(
+        triton_kernels.row_kernel,
+        target,
+        dtype,
+        {"logits": dtype, "targets": "i64", "top": "i1"}
+        | dict.fromkeys(("scale", "contrast_gradient", "nll"), exact),
+        {"SOFTCAP": softcap, "BACKWARD": True, "BLOCK": block},
+        **options,
+    )
+    compile_kernel(
+        triton_kernels.contrast_kernel,
+        target,
+        dtype,
+        {"hidden": dtype, "three": dtype, "targets": "i64", "right": "i1"}
+        | dict.fromkeys(("term", "gradient"), exact),
+        {"SOFTCAP": softcap, "ALL": softcap, "BLOCK": min(BLOCK_H, block)},
+        num_warps=4,
+    )
+    compile_kernel(
+        triton_kernels.readout_kernel,
+        target,
+        dtype,
+        {"logits": dtype, "log_probs": exact, "entropy": exact},
+        {"SOFTCAP": softcap, "BLOCK": block},
+        **options,
+    )

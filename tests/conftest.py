@@ -1,7 +1,8 @@
 """For all tests: Triton's kernels run in its interpreter, on a machine with a GPU too.
 
-Triton reads the variable when it is imported, which must not be before this. The kernels on a GPU
-are the benchmarks' to check (tests/test_benchmarks.py).
+But where `make test-gpu` says R2D_TEST_DEVICE=cuda: then every tensor that a test makes without
+naming a device is there, and the kernels are compiled. Triton reads its variable, and tests make
+tensors, when they are imported, which must not be before this.
 """
 
 import os
@@ -12,7 +13,13 @@ from pathlib import Path
 
 import pytest
 
-os.environ["TRITON_INTERPRET"] = "1"
+DEVICE = os.environ.get("R2D_TEST_DEVICE", "cpu")
+if DEVICE == "cpu":
+    os.environ["TRITON_INTERPRET"] = "1"
+else:
+    import torch
+
+    torch.set_default_device(DEVICE)
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "experiments"))
 import warm_kernels  # noqa: E402

@@ -632,6 +632,24 @@ def test_vocabulary_is_read_once_a_tokenizer(monkeypatch: pytest.MonkeyPatch) ->
         text_tokens(tokenizer)
 
 
+@pytest.mark.parametrize("positions", ["even", "random"])
+def test_draws_are_those_of_any_default_device(target: Target, positions: Any) -> None:
+    """Where torch.set_default_device says "cuda", the draws are still the CPU's."""
+    allowed = text_tokens(target.tokenizer)
+    gradient = torch.randn(3, len(target.tokenizer), generator=torch.Generator().manual_seed(0))
+    attack = GCGAnswer(positions=positions, candidates=20)
+
+    def drawn() -> list[Any]:
+        places = [place_of(target, BEHAVIORS[0])]
+        suffix = first_suffix(places, 3, allowed, seed=0)
+        generator = torch.Generator().manual_seed(1)
+        return [suffix, *attack._candidates(gradient, suffix, allowed, generator)]
+
+    expected = drawn()
+    with torch.device("meta"):
+        assert drawn() == expected
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_proposed_tokens_are_plain_text(family: Family) -> None:
     target = local_target(family)

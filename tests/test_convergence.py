@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from tiny_models import tiny_model, tiny_tokenizer
 
-from r2d_core.kernels import KERNELS
+from r2d_core.kernels import KERNELS, fused
 from r2d_core.losses import r2d_loss
 from r2d_core.pivots import expand_vocabulary
 
@@ -44,7 +44,7 @@ class Run:
         self.model.to(dtype)
         self.contrast = contrast
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=0.9)
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator(torch.get_default_device()).manual_seed(0)
         self.ids = torch.randint(len(tokenizer), (examples, length), generator=generator)
         three = torch.tensor([self.pivots.safe, self.pivots.unsafe, self.pivots.rethink])
         self.ids[:, 4:7] = three
@@ -111,7 +111,8 @@ def test_through_fifty_steps_no_further_from_float64_than_the_plain_loss(
     The plain loss takes each step whole, whatever ``split`` cuts it into.
     """
     if chunk_bytes is not None:
-        monkeypatch.setattr("r2d_core.kernels.fused.CPU_CHUNK_BYTES", chunk_bytes)
+        for name in ("CPU_CHUNK_BYTES", "GPU_CHUNK_BYTES"):
+            monkeypatch.setattr(fused, name, chunk_bytes)
     run, exact = Run(dtype, impl, contrast=contrast), Run(torch.float64, impl, contrast=contrast)
     errors = {name: torch.zeros(STEPS, 3) for name in (impl, "reference")}
     losses = []

@@ -1,4 +1,7 @@
-"""The loss against an independent float64 definition, written out token by token."""
+"""The loss against an independent float64 definition, written out token by token.
+
+On the CPU, with Triton's kernels interpreted; by `make test-gpu` on a GPU, where they are compiled.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +29,9 @@ from r2d_core.pivots import PivotIds
 
 # A row of logits ends in padding that nobody initialises: NumPy, the interpreter's, warns of it.
 pytestmark = pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning:triton")
+
+DEVICE = torch.get_default_device().type
+of_the_cpu = pytest.mark.skipif(DEVICE != "cpu", reason="about what the loss does on a CPU")
 
 PIVOTS = SimpleNamespace(safe=3, unsafe=1, rethink=5)
 IDS = (3, 1, 5)
@@ -79,12 +85,17 @@ def hits(hidden, weight, targets, softcap=None):
 
 
 def problem(n=13, h=7, v=11, seed=0, dtype=torch.float64, ignored=0.3):
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
     hidden = torch.randn(n, h, generator=generator, dtype=torch.float64).to(dtype)
     weight = torch.randn(v, h, generator=generator, dtype=torch.float64).to(dtype)
     targets = torch.randint(v, (n,), generator=generator)
     targets[torch.rand(n, generator=generator) < ignored] = -100
     return hidden.requires_grad_(), weight.requires_grad_(), targets
+
+
+def set_chunk_bytes(monkeypatch, number):
+    for name in ("CPU_CHUNK_BYTES", "GPU_CHUNK_BYTES"):
+        monkeypatch.setattr(fused, name, number)
 
 
 def gradients(value, *inputs):
@@ -135,7 +146,7 @@ def test_value_and_gradients_follow_the_definition(
 @pytest.mark.parametrize("impl", FUSED)
 @pytest.mark.parametrize("chunk_bytes", [1, 3 * 11 * 8, 10**6])
 def test_chunk_size_does_not_matter(monkeypatch, chunk_bytes, impl):
-    monkeypatch.setattr("r2d_core.kernels.fused.CPU_CHUNK_BYTES", chunk_bytes)
+    set_chunk_bytes(monkeypatch, chunk_bytes)
     hidden, weight, targets = problem(n=40)
     expected = naive(hidden, weight, targets)
     actual = r2d_loss(hidden, weight, targets, PIVOTS, impl=impl)
@@ -369,7 +380,7 @@ def test_error_is_at_most_one_and_a_half_times_the_plain_loss(dtype, contrast):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_error_of_a_sum_over_many_chunks(monkeypatch, dtype):
     """The weight's gradient is summed in float32, whatever it is rounded to at the end."""
-    monkeypatch.setattr("r2d_core.kernels.fused.CPU_CHUNK_BYTES", 2048)
+    set_chunk_bytes(monkeypatch, 2048)
     like, scratch = torch.empty(0, 64, dtype=dtype), torch_scratch(dtype, False)
     assert len(logits_buffer(like, 500, 24, 1, scratch, None)) <= 500 / 16
     check_errors(dtype, ["chunked"], spread=1.0, shape=(800, 64, 24))
@@ -379,7 +390,7 @@ def test_error_of_a_sum_over_many_chunks(monkeypatch, dtype):
 @pytest.mark.parametrize("upstream", [1 / 3, 1.0039, 3.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_upstream_gradient_is_not_rounded(monkeypatch, dtype, upstream, chunk_bytes):
-    monkeypatch.setattr("r2d_core.kernels.fused.CPU_CHUNK_BYTES", chunk_bytes)
+    set_chunk_bytes(monkeypatch, chunk_bytes)
     check_errors(dtype, ["chunked"], upstream=upstream, spread=0.125)
 
 
@@ -400,7 +411,7 @@ def test_small_margin_survives_bfloat16(impl, softcap):
 @pytest.mark.parametrize("impl", IMPLS)
 def test_autocast_computes_in_its_dtype_and_returns_gradients_in_theirs(impl):
     hidden, weight, targets = problem(dtype=torch.float32)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
         total = r2d_loss(hidden.bfloat16(), weight, targets, PIVOTS, impl=impl).total
     expected = r2d_loss(hidden.bfloat16(), weight.bfloat16(), targets, PIVOTS, impl=impl).total
     assert total == expected
@@ -408,7 +419,7 @@ def test_autocast_computes_in_its_dtype_and_returns_gradients_in_theirs(impl):
 
 
 def under_autocast(hidden, weight, targets, **options):
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
         return r2d_loss(hidden, weight, targets, PIVOTS, **options).total
 
 
@@ -423,7 +434,7 @@ def test_autocast_leaves_float64_alone(impl):
 
 @pytest.mark.parametrize("mode", ["none", "rows"])
 def test_under_autocast_no_copy_of_a_frozen_weight(monkeypatch, mode):
-    monkeypatch.setattr("r2d_core.kernels.fused.CPU_CHUNK_BYTES", 2**16)
+    set_chunk_bytes(monkeypatch, 2**16)
     hidden, weight, targets = problem(20, 64, 3000, dtype=torch.float32)
     weight = weight.detach()
     options = {"weight_grad": mode}
@@ -530,6 +541,7 @@ def test_numpy_numbers_are_numbers():
     assert total == r2d_loss(hidden, weight, targets, PIVOTS, n_items=30).total
 
 
+@of_the_cpu
 def test_triton_needs_a_gpu_and_says_so(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     hidden, weight, targets = problem()
@@ -590,13 +602,15 @@ def test_the_kernels_compile_for_the_gpus_they_are_for():
     )
     assert result.returncode == 0, result.stderr
     kernels = [json.loads(line) for line in result.stdout.splitlines()]
-    assert {(each["kernel"], each["target"]) for each in kernels} == {
-        (kernel, target)
+    assert {(each["kernel"], each["dtype"], each["target"]) for each in kernels} == {
+        (kernel, dtype, target)
         for kernel in ("row_kernel", "contrast_kernel", "readout_kernel")
-        for target in (80, 90)
+        for dtype, target in (("bf16", 80), ("bf16", 90), ("fp32", 90), ("fp64", 90))
     }
     for each in kernels:
         assert each["softcap"] == "fp64", each
+        if each["dtype"] != "bf16":  # tests on a GPU run them; training does not
+            continue
         assert each["spilled_bytes"] <= (16 if each["constants"]["SOFTCAP"] else 0), each
         if each["kernel"] == "row_kernel":
             assert each["wide_loads"] and each["wide_stores"] and not each["narrow_stores"], each
@@ -637,6 +651,7 @@ def test_triton_launches_where_the_tensors_are(monkeypatch):
     assert set(launches) == set(names)
 
 
+@of_the_cpu
 def test_auto_is_chunked_without_a_gpu_and_runs_without_autocast(monkeypatch):
     def chunked(*tensors, **settings):
         seen.append(torch.is_autocast_enabled("cpu"))
@@ -696,11 +711,12 @@ def peak_bytes(call):
     return highest
 
 
+@of_the_cpu
 @pytest.mark.parametrize("softcap", [None, 30.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_bytes_at_a_time_are_kept_to(monkeypatch, dtype, softcap):
     budget = 2**21
-    monkeypatch.setattr("r2d_core.kernels.fused.CPU_CHUNK_BYTES", budget)
+    set_chunk_bytes(monkeypatch, budget)
     hidden, weight, targets = problem(512, 4, 4000, dtype=dtype)
     weight = weight.detach()
 
@@ -739,6 +755,7 @@ def test_chunked_never_holds_the_logits():
 ROWS = torch.tensor([1])
 
 
+@of_the_cpu  # the messages name it
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -175,6 +175,18 @@ def test_the_seed_decides_and_the_global_random_state_is_left_alone(init: Init) 
         assert torch.equal(a, d) == (init == "mean")
 
 
+@pytest.mark.parametrize("init", INITS)
+def test_new_rows_are_those_of_any_default_device(init: Init) -> None:
+    """Where torch.set_default_device says "cuda", the draws are still the CPU's."""
+    model, _ = expanded(init=init)
+    other_tokenizer = tiny_tokenizer("llama")
+    other = tiny_model("llama", other_tokenizer)
+    with torch.device("meta"):
+        expand_vocabulary(other, other_tokenizer, init=init, seed=0)
+    for ours, theirs in zip(weights(model), weights(other), strict=True):
+        assert torch.equal(ours, theirs)
+
+
 @pytest.mark.parametrize("tied", [False, True])
 def test_description_rows_lie_near_their_words_on_both_sides_and_differ(tied: bool) -> None:
     tokenizer = tiny_tokenizer("llama")

@@ -350,10 +350,11 @@ class GCG:
             for position in range(length):
                 share = -(-self.candidates * (position + 1) // length)
                 share -= -(-self.candidates * position // length)
-                choices = torch.randperm(k, generator=generator)[:share].tolist()
+                choices = torch.randperm(k, generator=generator, device="cpu")[:share].tolist()
                 drawn += [(position, choice) for choice in choices]
         else:
-            pairs = torch.randperm(length * k, generator=generator)[: self.candidates].tolist()
+            pairs = torch.randperm(length * k, generator=generator, device="cpu")
+            pairs = pairs[: self.candidates].tolist()
             drawn = sorted(divmod(pair, k) for pair in pairs)
         changed: dict[tuple[int, ...], int] = {}
         for position, choice in drawn:

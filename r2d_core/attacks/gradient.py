@@ -309,7 +309,8 @@ def first_suffix(places: Sequence[Place], tokens: int, allowed: Tensor, seed: in
     generator = torch.Generator().manual_seed(seed)
     suffix: list[int] = []
     for _ in range(DRAWS * tokens):
-        drawn = int(allowed[torch.randint(len(allowed), (1,), generator=generator)])
+        index = torch.randint(len(allowed), (1,), generator=generator, device="cpu")
+        drawn = int(allowed[index])
         if all(place.settle([*suffix, drawn]) for place in places):
             suffix.append(drawn)
             if len(suffix) == tokens:
