@@ -35,7 +35,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import nanogcg
 import torch
 from loss import RESULTS
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -59,6 +58,13 @@ from r2d_core.toy.evaluation import harmful_behaviors
 from r2d_core.toy.language import make_language
 from r2d_core.toy.splits import make_splits
 from r2d_core.toy.stages import default_checkpoint
+
+try:
+    import nanogcg
+except ImportError:
+    raise SystemExit(
+        "error: nanogcg is not installed: pip install --no-deps nanogcg==0.3.0"
+    ) from None
 
 
 class Tuples(torch.nn.Module):

@@ -354,8 +354,7 @@ class GCG:
                 drawn += [(position, choice) for choice in choices]
         else:
             pairs = torch.randperm(length * k, generator=generator, device="cpu")
-            pairs = pairs[: self.candidates].tolist()
-            drawn = sorted(divmod(pair, k) for pair in pairs)
+            drawn = sorted(divmod(pair, k) for pair in pairs[: self.candidates].tolist())
         changed: dict[tuple[int, ...], int] = {}
         for position, choice in drawn:
             new = list(suffix)
