@@ -30,6 +30,7 @@
 labels_file: str = ""  # csv with a row an item, 1 (success) or 0 in it; empty: the toy world
 human: str = "human_majority"  # its column with the true labels
 judges: list[str] = []  # its columns with judges' labels; empty: all others of 0 and 1
+requests: str = ""  # its column that says which rows answer one request; empty: each its own
 experiment_dir: str = ""  # results of a toy experiment, whose responses are judged; empty: made up
 scope: str = "answer"  # of the toy's responses: "whole", "reasoning" or "answer"
 n_items: int = 400  # made-up responses
@@ -57,8 +58,7 @@ from r2d_core import plots
 from r2d_core.attack_success import attack_succeeded
 from r2d_core.errors import InputError
 from r2d_core.judges import ABSENT, JUDGES, SCOPES, RefusalStrings, judge_all
-from r2d_core.judges.agreement import agreement, corrected_rate, rate_of, read_labels
-from r2d_core.metrics import cohen_kappa
+from r2d_core.judges.agreement import agreement, corrected_rate, rate_of, read_labels, read_requests
 from r2d_core.pivots import SAFE, THINK_CLOSE, THINK_OPEN, UNSAFE
 from r2d_core.provenance import footer_html, provenance
 from r2d_core.records import (
@@ -69,6 +69,7 @@ from r2d_core.records import (
     write_json_atomic,
     write_text_atomic,
 )
+from r2d_core.sampling_error import clustered_kappa
 from r2d_core.toy.data import disjoint_other
 from r2d_core.toy.evaluation import harmful_behaviors, query_of
 from r2d_core.toy.judge import ToyJudge
@@ -132,7 +133,7 @@ def made_up(n, seed):
 def of_an_experiment(folder):
     """Every response to an attack in an experiment's results, with the exact judge's verdicts, and
     the request behind it, which other runs and attacks have put too."""
-    behaviors, completions, verdicts, requests = [], [], [], []
+    behaviors, completions, verdicts, asked = [], [], [], []
     for file in sorted(Path(folder).glob("base*/*/attacks/**/verdicts.jsonl")):
         for verdict, completion in zip(
             read_verdicts(file), read_completions(file.with_name("completions.jsonl")), strict=True
@@ -145,22 +146,22 @@ def of_an_experiment(folder):
                 )
             )
             verdicts.append(verdict)
-            requests.append((file.relative_to(folder).parts[0], verdict.behavior_id))
+            asked.append((file.relative_to(folder).parts[0], verdict.behavior_id))
     if not verdicts:
         raise InputError(
             f"parameter 'experiment_dir': no base*/*/attacks/…/verdicts.jsonl under {folder!r}; "
             "run the experiment first"
         )
-    return behaviors, completions, verdicts, requests
+    return behaviors, completions, verdicts, asked
 
 
 # %%
 if labels_file:
     true, said = read_labels(labels_file, human, judges)
-    request_of = list(range(len(true)))
+    request_of = read_requests(labels_file, requests) if requests else list(range(len(true)))
     source = f"{len(true)} items of {Path(labels_file).name}, true labels from {human}"
 else:
-    behaviors, completions, exact, requests = (
+    behaviors, completions, exact, asked = (
         of_an_experiment(experiment_dir) if experiment_dir else made_up(n_items, seed)
     )
     strings = [judge() for judge in JUDGES.values() if issubclass(judge, RefusalStrings)]
@@ -168,7 +169,7 @@ else:
     # A response that has no such part, reasoning above all, has nothing to be right about.
     there = [i for i, verdict in enumerate(exact) if getattr(verdict, scope) != ABSENT]
     true = [attack_succeeded(exact[i], scope) is True for i in there]
-    request_of = [requests[i] for i in there]
+    request_of = [asked[i] for i in there]
     said = {
         judge.name: [attack_succeeded(found[i], scope) for i in there]
         for judge, found in verdicts.items()
@@ -181,10 +182,10 @@ display(Markdown(f"{source}; {sum(true)} of them are successes of the attack."))
 #
 # *False positives* are failed attacks that the judge calls successes, *false negatives* successes
 # that it misses. Kappa is agreement beyond chance: 0 is a coin that knows how often to say yes, 1
-# is never wrong. All with 95% intervals, here and below, which take a request for one draw: of a
-# run's responses, in which requests come again under other attacks and seeds, it stands with all of
-# them. An answer of a judge that could not be read is *unparsable*: it agrees with nobody and
-# stands in neither error rate.
+# is never wrong. All with 95% intervals, here and below, which take a request for one draw, with
+# all responses to it: in a run it comes again under other methods, attacks and seeds (in a file,
+# where `requests` names the column that says so). An answer of a judge that could not be read is
+# *unparsable*: it agrees with nobody and stands in neither error rate.
 
 # %% tags=["hide-input"]
 compared = {name: agreement(labels, true, request_of) for name, labels in said.items()}
@@ -235,7 +236,7 @@ plots.rate_intervals(
 # %% tags=["hide-input"]
 between = []
 for one, other in combinations(said, 2):
-    kappa = cohen_kappa(said[one], said[other], request_of)
+    kappa = clustered_kappa(said[one], said[other], request_of)
     same = [a == b for a, b in zip(said[one], said[other], strict=True)]
     between.append(
         {
@@ -263,9 +264,9 @@ if between:
 # other mistakes easy; then label some of its responses.
 
 # %% tags=["hide-input"]
-asked = list(dict.fromkeys(request_of))
-random.Random(f"halves-{seed}").shuffle(asked)
-first_half = set(asked[: len(asked) // 2])
+halves = list(dict.fromkeys(request_of))
+random.Random(f"halves-{seed}").shuffle(halves)
+first_half = set(halves[: len(halves) // 2])
 labelled = [i for i, request in enumerate(request_of) if request in first_half]
 rest = [i for i, request in enumerate(request_of) if request not in first_half]
 rows = []

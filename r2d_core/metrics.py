@@ -145,15 +145,10 @@ class Kappa:
     n: int
 
 
-def cohen_kappa(
-    a: Sequence[Hashable], b: Sequence[Hashable], behaviors: Sequence[Hashable] | None = None
-) -> Kappa:
+def cohen_kappa(a: Sequence[Hashable], b: Sequence[Hashable]) -> Kappa:
     """Agreement of two judges beyond chance (Cohen 1960), interval from the asymptotic error.
 
-    ``a[i]`` and ``b[i]`` are the labels of item i. Items may be several responses to one request:
-    ``behaviors[i]`` says to which, and the error is that of kappa linearised (which of single items
-    is the asymptotic one), its variance taken between behaviors. Raises InputError for unequal
-    lengths.
+    ``a[i]`` and ``b[i]`` are the labels of item i. Raises InputError for unequal lengths.
     """
     _same_length(a, b)
     place = {label: index for index, label in enumerate(dict.fromkeys([*a, *b]))}
@@ -164,13 +159,8 @@ def cohen_kappa(
         counts[place[first], place[second]] += 1
     with np.errstate(divide="ignore", invalid="ignore"):  # a z-test, unused here, divides by 0
         found = cohens_kappa(counts)
-    variance = float(found.var_kappa)
-    if behaviors is not None:
-        _same_length(a, behaviors)
-        cells = [(place[first], place[second]) for first, second in zip(a, b, strict=True)]
-        variance = _variance_between(counts, np.array(cells), behaviors)
     # Where the error is nought, rounding may leave its square a hair below.
-    margin = float(norm.ppf(0.975)) * math.sqrt(max(0.0, variance))
+    margin = float(norm.ppf(0.975)) * math.sqrt(max(0.0, found.var_kappa))
     return Kappa(
         kappa=float(found.kappa),
         low=max(-1.0, float(found.kappa) - margin),
@@ -178,23 +168,6 @@ def cohen_kappa(
         agreement=float(np.trace(counts) / len(a)),
         n=len(a),
     )
-
-
-def _variance_between(
-    counts: np.ndarray, cells: np.ndarray, behaviors: Sequence[Hashable]
-) -> float:
-    """Kappa's variance, its items drawn behavior by behavior: the sum of squares, over behaviors,
-    of what each moves kappa = (seen - chance) / (1 - chance).
-    """
-    shares, n = counts / counts.sum(), len(cells)
-    of_a, of_b = shares.sum(axis=1), shares.sum(axis=0)
-    seen, chance = float(np.trace(shares)), float(of_a @ of_b)
-    first, second = cells.T
-    moves_seen = (first == second) - seen
-    moves_chance = of_b[first] + of_a[second] - 2 * chance
-    moves = (moves_seen * (1 - chance) - (1 - seen) * moves_chance) / (1 - chance) ** 2
-    cluster = pd.factorize(pd.Series(list(behaviors), dtype=object))[0]
-    return float(np.sum(np.bincount(cluster, moves) ** 2) / n**2)
 
 
 def rate_matrix(

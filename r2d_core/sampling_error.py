@@ -18,7 +18,7 @@ from scipy.stats import binom, norm, permutation_test, t
 from statsmodels.stats.proportion import proportion_confint, proportion_effectsize
 
 from r2d_core.errors import InputError
-from r2d_core.metrics import Rate, rate_matrix, wilson_interval
+from r2d_core.metrics import Kappa, Rate, cohen_kappa, rate_matrix, wilson_interval
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,12 @@ def clustered_rate(outcomes: Sequence[bool], behaviors: Sequence[Hashable]) -> I
 
     ``behaviors[i]`` says to which behavior outcome i belongs. The interval is Wilson's on the
     effective number of outcomes, which is that of the behaviors where all outcomes of a behavior
-    are the same, and of the outcomes where they have nothing to do with each other (Kish 1965;
-    Korn & Graubard 1998): the variance of the rate, linearised and taken between behaviors, tells
-    which. It is taken with two behaviors of successes and two of failures added (as in Agresti &
-    Coull 1998): a rate near 0% or 100% shows too few successes, or failures, to say how they
-    cluster, and then the behaviors count.
+    are the same (of behaviors of unequal sizes s, (Σs)² / Σs²: a large one counts for more), and of
+    the outcomes where they have nothing to do with each other (Kish 1965; Korn & Graubard 1998):
+    the variance of the rate, linearised and taken between behaviors, tells which. It is taken with
+    two behaviors of successes and two of failures added (as in Agresti & Coull 1998): a rate near
+    0% or 100% shows too few successes, or failures, to say how they cluster, and then the behaviors
+    count.
 
     Nothing is drawn here. A bootstrap over behaviors, which is `clustered_mean`'s, sees no more
     than what came out: of an attack that never succeeded each draw says 0%, and its interval has no
@@ -87,7 +88,7 @@ class ClusteredRate(Rate):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.n:
-            low, high = _wilson_bounds(self.rate, self.effective)
+            low, high = _wilson_bounds(self.rate, self.effective, self.confidence)
             object.__setattr__(self, "low", low)
             object.__setattr__(self, "high", high)
 
@@ -100,9 +101,47 @@ class ClusteredRate(Rate):
         return cls(int(hits.sum()), n, behaviors=len(hits), effective=effective)
 
     def __str__(self) -> str:
+        if not self.n:
+            return super().__str__()
         return counted(
             Interval(self.rate, self.low, self.high, self.behaviors), self.successes, self.n
         )
+
+
+def clustered_kappa(
+    a: Sequence[Hashable], b: Sequence[Hashable], behaviors: Sequence[Hashable]
+) -> Kappa:
+    """`metrics.cohen_kappa` of items that are several responses to a behavior.
+
+    Item i is of behaviors[i]. kappa = (seen - chance) / (1 - chance), and its interval is the wider
+    of two, at each end: Student's t on the variance of kappa linearised, taken between behaviors
+    (which of single items is the asymptotic one); and what the interval of `clustered_rate` of the
+    agreement seen leaves, chance being what it is, for where the judges (nearly) always agree the
+    variance shows nothing. Of one behavior it is [-1, 1]. Raises InputError for unequal lengths and
+    missing behaviors.
+    """
+    plain = cohen_kappa(a, b)
+    _same_number("items", a, behaviors)
+    cluster = pd.factorize(_present(behaviors))[0]
+    k = len(set(cluster))
+    if math.isnan(plain.kappa) or k < 2:
+        return Kappa(plain.kappa, -1.0, 1.0, plain.agreement, plain.n)
+    labels = list(dict.fromkeys([*a, *b]))
+    of_a, of_b = (np.array([[label == each for each in labels] for label in c]) for c in (a, b))
+    share_a, share_b = of_a.mean(axis=0), of_b.mean(axis=0)
+    same, chance = (of_a & of_b).any(axis=1), float(share_a @ share_b)
+    moves_chance = of_a @ share_b + of_b @ share_a - 2 * chance
+    moves = (same - plain.agreement) * (1 - chance) - (1 - plain.agreement) * moves_chance
+    between = float(np.sum(np.bincount(cluster, moves) ** 2)) * k / (k - 1)
+    margin = float(t.ppf(0.975, k - 1)) * math.sqrt(between) / plain.n / (1 - chance) ** 2
+    seen = clustered_rate(same.tolist(), behaviors)
+    return Kappa(
+        plain.kappa,
+        max(-1.0, min(plain.kappa - margin, (seen.low - chance) / (1 - chance))),
+        min(1.0, max(plain.kappa + margin, (seen.high - chance) / (1 - chance))),
+        plain.agreement,
+        plain.n,
+    )
 
 
 def mean_over_behaviors(outcomes: Sequence[bool], behaviors: Sequence[Hashable]) -> Interval:
@@ -123,15 +162,18 @@ def _wilson_between(hits: np.ndarray, sizes: np.ndarray, outcomes: int) -> Inter
 
 
 def _effective(hits: np.ndarray, sizes: np.ndarray, outcomes: int) -> float:
-    k, size = len(hits), float(sizes.mean())
+    size = float(np.sum(sizes**2) / sizes.sum())  # the mean size, each behavior counted by its own
+    alike = float(sizes.sum()) / size
     some_hits, some = np.append(hits, [size, size, 0, 0]), np.append(sizes, [size] * 4)
     mean = some_hits.sum() / some.sum()
     variance = np.sum((some_hits - mean * some) ** 2) / some.sum() ** 2
-    return min(float(mean * (1 - mean) / variance) * k / (k + 4), float(outcomes))
+    return min(float(mean * (1 - mean) / variance) * alike / (alike + 4), float(outcomes))
 
 
-def _wilson_bounds(rate: float, effective: float) -> tuple[float, float]:
-    low, high = proportion_confint(rate * effective, effective, method="wilson")
+def _wilson_bounds(rate: float, effective: float, confidence: float = 0.95) -> tuple[float, float]:
+    low, high = proportion_confint(
+        rate * effective, effective, alpha=1 - confidence, method="wilson"
+    )
     # Rounding can put a bound a hair on the wrong side of a rate of 0 or 1.
     return max(0.0, min(float(low), rate)), min(1.0, max(float(high), rate))
 

@@ -1,8 +1,7 @@
 """For all tests: Triton's kernels run in its interpreter, on a machine with a GPU too.
 
-But where `make test-gpu` says R2D_TEST_DEVICE=cuda: then every tensor that a test makes without
-naming a device is there, and the kernels are compiled. Triton reads its variable, and tests make
-tensors, when they are imported, which must not be before this.
+With R2D_TEST_DEVICE=cuda (`make test-gpu`) they are compiled, and what a test makes without naming
+a device is on the GPU. Both have to be settled before Triton and the tests' modules are imported.
 """
 
 import os
@@ -19,6 +18,9 @@ if DEVICE == "cpu":
 else:
     import torch
 
+    if not torch.cuda.is_available():
+        raise pytest.UsageError(f"R2D_TEST_DEVICE={DEVICE}: torch sees no GPU here")
+    os.environ.pop("TRITON_INTERPRET", None)
     torch.set_default_device(DEVICE)
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "experiments"))

@@ -25,7 +25,7 @@ def run(script, out, *arguments):
 
 
 def test_loss(tmp_path):
-    """Of the compiled kernels, where there is a GPU."""
+    """Where there is a GPU, also the compiled kernels' error and memory."""
     found = run("loss.py", tmp_path / "loss.json", "--quick", "--rounds", "1")
     errors = {(row["dtype"], row["loss"]): row for row in found["errors"]}
     ours = [name for name in ("chunked", "triton") if ("float32", name) in errors]

@@ -13,6 +13,7 @@ from r2d_core.kernels import KERNELS, fused
 from r2d_core.losses import r2d_loss
 from r2d_core.pivots import expand_vocabulary
 
+DEVICE = torch.get_default_device()
 STEPS = 50
 # Fifty steps in Triton's interpreter are a minute.
 IMPLS = [
@@ -39,13 +40,15 @@ class Run:
         # Triton's interpreter takes milliseconds for a row.
         examples, length = (4, 7) if impl == "triton" else (8, 12)
         tokenizer = tiny_tokenizer("word")
-        self.model = tiny_model("llama", tokenizer, tied=tied)
-        self.pivots = expand_vocabulary(self.model, tokenizer)
-        self.model.to(dtype)
+        with torch.device("cpu"):  # the same draws everywhere
+            self.model = tiny_model("llama", tokenizer, tied=tied)
+            self.pivots = expand_vocabulary(self.model, tokenizer)
+            generator = torch.Generator().manual_seed(0)
+            ids = torch.randint(len(tokenizer), (examples, length), generator=generator)
+        self.model.to(DEVICE, dtype)
         self.contrast = contrast
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1, momentum=0.9)
-        generator = torch.Generator(torch.get_default_device()).manual_seed(0)
-        self.ids = torch.randint(len(tokenizer), (examples, length), generator=generator)
+        self.ids = ids.to(DEVICE)
         three = torch.tensor([self.pivots.safe, self.pivots.unsafe, self.pivots.rethink])
         self.ids[:, 4:7] = three
         self.targets = F.pad(self.ids[:, 1:], (0, 1), value=-100)

@@ -7,12 +7,14 @@ import json
 from pathlib import Path
 
 import pandas as pd
+import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_models import tiny_model
 
 from r2d_core.attacks import ATTACKS, make_attack
 from r2d_core.attacks.gcg import GCGTransfer
+from r2d_core.errors import InputError
 from r2d_core.generation import Request
 from r2d_core.pivots import expand_vocabulary
 from r2d_core.records import Behavior, Completion
@@ -104,6 +106,7 @@ def test_findings_name_every_attack_once():
         [
             ("pair", "r2d", 48, 20, 1, 1e-5, 1e-4, 3, 0),
             ("pair", "refusal", 48, 9, 0, 1e-3, 1e-2, 2, 0),
+            ("pair", "refusal_recovery", 48, 20, 1, 1e-5, 1e-4, 2, 1),
             ("tap", "r2d", 48, 1, 20, 1e-5, 1e-4, 0, 3),  # differs, and is worse
             ("autodan", "r2d", 12, 5, 0, 0.04, 0.2, 3, 0),  # not after correction
             ("best_of_n", "r2d", 48, 20, 1, 1e-5, 1e-4, 2, 1),  # one seed points the other way
@@ -111,14 +114,15 @@ def test_findings_name_every_attack_once():
         columns=columns,
     )
     said = better_than_asking(tests)
-    assert "- **pair** beats it on r2d and refusal." in said
+    assert "- **pair** beats it on r2d and refusal. The test calls it ahead on refusal_recovery " \
+        "(ahead in 2, behind in 1 of the seeds): no finding.\n" in said  # fmt: skip
     beaten, _, others = said.partition("On no method with this budget")
     assert "**pair**" in beaten and "**pair**" not in others
     assert all(name not in beaten for name in ("tap", "autodan", "best_of_n"))
-    assert "- **best_of_n** (r2d 20 and 1 of 48). The test alone would call it ahead, but it is " \
-        "behind on r2d in 1 of the seeds (ahead in 2): no finding.\n" in others  # fmt: skip
-    assert "- **tap** (r2d 1 and 20 of 48). It is ahead of asking nowhere. " + UNKNOWN in others
-    assert "- **autodan** (r2d 5 and 0 of 12). It is ahead of asking somewhere, not by" in others
+    assert "- **best_of_n** (r2d 20 and 1 of 48). The test calls it ahead on r2d (ahead in 2, " \
+        "behind in 1 of the seeds): no finding.\n" in others  # fmt: skip
+    assert "- **tap** (r2d 1 and 20 of 48). It is ahead nowhere. " + UNKNOWN in others
+    assert "- **autodan** (r2d 5 and 0 of 12). It is ahead somewhere, not by" in others
     assert "tell it from chance. It breeds" in others
     missing = others.rpartition("Not tried when these tables were made: ")[2].rstrip(".")
     tried = {"direct", "pair", "tap", "autodan", "best_of_n"}
@@ -259,6 +263,9 @@ def test_measured_with_models_of_a_grid(tmp_path, monkeypatch):
     pd.testing.assert_frame_equal(again, judged)
     read = read_field(tmp_path / "out")
     pd.testing.assert_frame_equal(read, by_scope(judged), check_dtype=False)
+    (tmp_path / "out" / "field_outcomes.csv.gz").unlink()  # as beside older tables
+    with pytest.raises(InputError, match="field_outcomes.csv.gz: no such file; .* recompute: true"):
+        read_field(tmp_path / "out")
     assert not list((tmp_path / "out").rglob("*-progress"))
     # By transfer: made on the other method's model, never on the one that is attacked.
     for (attacked, surrogates), of in zip(made_on, ("r2d", "refusal"), strict=True):

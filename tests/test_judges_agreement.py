@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from r2d_core.errors import InputError
 from r2d_core.judges import JUDGES
-from r2d_core.judges.agreement import agreement, corrected_rate, rate_of, read_labels
+from r2d_core.judges.agreement import agreement, corrected_rate, rate_of, read_labels, read_requests
 from r2d_core.judges.model_judge import ModelJudge
 from r2d_core.metrics import Rate, cohen_kappa
 from r2d_core.over_refusal import refusal_rates
@@ -71,7 +71,8 @@ def test_answers_to_one_request_are_one_draw():
         assert (four.low, four.high) == pytest.approx((one.low, one.high), abs=0.03)
         assert four.high - four.low > 1.6 * (many.high - many.low)
         assert str(four).endswith(f"({many.successes}/{many.n}; {one.n} requests)")
-    assert together.kappa.low == pytest.approx(once.kappa.low)
+    assert together.kappa.kappa == apart.kappa.kappa == pytest.approx(once.kappa.kappa)
+    assert together.kappa.low < apart.kappa.low and together.kappa.high > apart.kappa.high
     observed = [True, False, False] * 40
     few, many = (
         corrected_rate(rate_of(observed, of), errors)
@@ -80,6 +81,16 @@ def test_answers_to_one_request_are_one_draw():
     assert few.rate == many.rate and few.high - few.low > 1.6 * (many.high - many.low)
     with pytest.raises(InputError, match="a behavior for each of 120 items, got 3"):
         agreement(4 * judge, 4 * human, requests[:3])
+
+
+def test_rates_refuse_what_is_no_outcome():
+    assert rate_of([True, False], None) == Rate(1, 2)
+    assert rate_of([], []) == rate_of([], None) == Rate(0, 0)
+    for behaviors in (None, ["a", "b"]):
+        with pytest.raises(InputError, match="true or false, got None"):
+            rate_of([None, True], behaviors)  # type: ignore[list-item]
+    with pytest.raises(InputError, match="got 0 outcomes and 2 behaviors"):
+        rate_of([], ["a", "b"])
 
 
 def judged_well(requests):
@@ -204,6 +215,17 @@ def test_labels_are_read(tmp_path):
     assert judges == {"a": [True, True, False], "b": [False, True, True]}
     path.write_text("human,a\n1,\n0,1\n")
     assert read_labels(path, "human", ["a"])[1] == {"a": [None, True]}
+
+
+def test_requests_are_read(tmp_path):
+    path = tmp_path / "labels.csv"
+    path.write_text("human,request\n1,a\n0,b\n1,a\n")
+    assert read_requests(path, "request") == ["a", "b", "a"]
+    path.write_text("human,request\n1,a\n0,\n")
+    with pytest.raises(InputError, match=r"labels\.csv:3: request: which request the row is of"):
+        read_requests(path, "request")
+    with pytest.raises(InputError, match=r"labels\.csv: unknown column 'requests'"):
+        read_requests(path, "requests")
 
 
 @pytest.mark.parametrize(
@@ -342,9 +364,10 @@ def test_the_notebook_runs(tmp_path, mode):
 
     parameters: dict[str, object] = {"output_dir": str(tmp_path / "out")}
     if mode == "labels":
-        rows = "".join(f"{i % 2},{int(i % 5 < 2)}\n" for i in range(60))
-        (tmp_path / "labels.csv").write_text("people,a\n" + rows)
+        rows = "".join(f"{i % 2},{int(i % 5 < 2)},r{i // 3}\n" for i in range(60))
+        (tmp_path / "labels.csv").write_text("people,a,asked\n" + rows)
         parameters |= {"labels_file": str(tmp_path / "labels.csv"), "human": "people"}
+        parameters["requests"] = "asked"
     papermill.execute_notebook(
         ROOT / "notebooks" / "10_judge_agreement.ipynb",
         tmp_path / "done.ipynb",
@@ -360,3 +383,5 @@ def test_the_notebook_runs(tmp_path, mode):
     if mode == "made up":  # GCG's strings are in upper case, and the toy's refusal is not
         assert "no better than chance" in rates[0]["corrected"]
         assert all("%" in row["corrected"] for row in rates)
+    else:
+        assert rates[0]["reported"].endswith("; 10 requests)")

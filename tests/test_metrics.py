@@ -168,52 +168,6 @@ COUNTS = pd.DataFrame(
 )
 
 
-def judged_by_two(seed: int, n: int = 60, spread: int = 1) -> tuple[list[str], list[str]]:
-    rng = np.random.default_rng(seed)
-    a, b = rng.choice(["x", "y", "z"], (2, n), p=[0.5, 0.3, 0.2])
-    b = np.where(rng.random(n) < 0.7, a, b)
-    return a.repeat(spread).tolist(), b.repeat(spread).tolist()
-
-
-def test_kappa_of_single_items_has_the_asymptotic_error() -> None:
-    for seed in range(5):
-        a, b = judged_by_two(seed)
-        plain, alone = cohen_kappa(a, b), cohen_kappa(a, b, range(60))
-        assert (plain.low, plain.high) == pytest.approx((alone.low, alone.high), rel=1e-9)
-
-
-def test_kappa_takes_a_behavior_for_one_draw() -> None:
-    plain = cohen_kappa(*judged_by_two(0))
-    four = judged_by_two(0, spread=4)
-    of = [("base", i // 4) for i in range(240)]
-    together, apart = cohen_kappa(*four, of), cohen_kappa(*four)
-    assert (together.low, together.high) == pytest.approx((plain.low, plain.high), rel=1e-9)
-    assert together.kappa == apart.kappa and together.high - together.low > 1.9 * (
-        apart.high - apart.low
-    )
-    with pytest.raises(InputError, match="240 and 3"):
-        cohen_kappa(*four, of[:3])
-
-
-def test_kappas_interval_over_behaviors_covers() -> None:
-    """Of 400 studies of 80 behaviors, four alike answers each, 95% hold the kappa of many."""
-    rng = np.random.default_rng(0)
-
-    def study(k: int) -> tuple[np.ndarray, np.ndarray, list[int]]:
-        truth = np.repeat(rng.random(k) < 0.4, 4)
-        moody = np.repeat(rng.random(k) < 0.15, 4)  # a judge that errs does so on all four
-        return truth, truth ^ (moody | (rng.random(4 * k) < 0.05)), np.repeat(range(k), 4).tolist()
-
-    true = cohen_kappa(*(each.tolist() for each in study(50_000)[:2])).kappa
-    held = []
-    for _ in range(400):
-        a, b, of = study(80)
-        found = [cohen_kappa(a.tolist(), b.tolist(), *each) for each in ((of,), ())]
-        held.append([one.low <= true <= one.high for one in found])
-    together, apart = np.mean(held, axis=0)
-    assert 0.92 <= together <= 0.98 and apart < 0.8
-
-
 def test_rate_matrix_sums_over_the_other_columns() -> None:
     wide = rate_matrix(COUNTS, "attack", "method", "harmful", missing="not run")
     assert list(wide.columns) == ["r2d", "refusal"] and list(wide.index) == ["wrapper", "direct"]

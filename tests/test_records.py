@@ -100,6 +100,8 @@ def test_bad_line_is_named_by_file_and_line(tmp_path: Path, line: str, said: str
 
 
 @given(junk=st.binary(max_size=60))
+@example(junk=b"\x00\x0b\x00")
+@example(junk="a\u2028b\x1b[2J\x85".encode())
 @SAME_FOLDER
 def test_junk_is_an_input_error_or_nothing(tmp_path: Path, junk: bytes) -> None:
     path = tmp_path / "rows.jsonl"
@@ -107,7 +109,7 @@ def test_junk_is_an_input_error_or_nothing(tmp_path: Path, junk: bytes) -> None:
     try:
         assert read_behaviors(path) == []
     except InputError as error:
-        assert len(str(error).splitlines()) == 1
+        assert len(str(error).splitlines()) == 1 and str(error).isprintable()
 
 
 def test_bom_crlf_and_empty_lines_are_read(tmp_path: Path) -> None:

@@ -5,20 +5,20 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom, binomtest, fisher_exact, multinomial
 
 from r2d_core.errors import InputError
-from r2d_core.metrics import Rate, mcnemar, wilson_interval
+from r2d_core.metrics import Rate, cohen_kappa, mcnemar, wilson_interval
 from r2d_core.sampling_error import (
     ClusteredRate,
     behaviors_needed,
     budget_curve,
+    clustered_kappa,
     clustered_matrix,
     clustered_mean,
     clustered_rate,
-    counted,
     fisher_power,
     mcnemar_power,
     mean_over_behaviors,
@@ -328,20 +328,106 @@ def test_bad_input_is_named(call, message):
         call()
 
 
-@given(st.lists(st.tuples(st.booleans(), st.integers(0, 5)), min_size=1, max_size=40))
-def test_a_clustered_rate_with_its_counts_is_the_clustered_rate(pairs):
-    outcomes, behaviors = zip(*pairs, strict=True)
-    found, interval = ClusteredRate.of(outcomes, behaviors), clustered_rate(outcomes, behaviors)
-    assert (found.rate, found.low, found.high, found.behaviors) == (
-        interval.estimate,
-        interval.low,
-        interval.high,
-        interval.n,
+def test_a_rate_of_unequal_behaviors_by_hand():
+    """One behavior of 4 outcomes, two of 1: Kish's (6)² / 18 = 2 behaviors of size 3 where all are
+    alike; else Wilson's on what the variance between them, four of size 3 added, says.
+    """
+    none = ClusteredRate.of([False] * 6, list("aaaabc"))
+    assert (none.successes, none.n, none.behaviors) == (0, 6, 3)
+    assert none.effective == pytest.approx(2)
+    assert (none.low, none.high) == pytest.approx(wilson_interval(0, 2))
+    some = ClusteredRate.of([True, True, False, False, True, False], list("aaaabc"))
+    mean = (3 + 6) / (6 + 12)
+    off = [2 - 4 * mean, 1 - mean, 0 - mean, *[3 - 3 * mean] * 2, *[-3 * mean] * 2]
+    variance = sum(each**2 for each in off) / 18**2
+    effective = mean * (1 - mean) / variance * 2 / (2 + 4)
+    assert some.effective == pytest.approx(effective) and 2 < effective < 6
+    assert str(some).startswith("50.0% [") and str(some).endswith("] (3/6; 3 requests)")
+    interval = clustered_rate([True, True, False, False, True, False], list("aaaabc"))
+    assert (interval.low, interval.high, interval.n) == (some.low, some.high, 3)
+    narrow = ClusteredRate(3, 6, confidence=0.5, behaviors=3, effective=some.effective)
+    assert some.low < narrow.low < narrow.high < some.high
+    assert str(ClusteredRate(0, 0, behaviors=0, effective=0.0)) == str(Rate(0, 0))
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=40))
+@settings(deadline=None)
+def test_a_rate_of_single_outcomes_is_the_plain_one(outcomes):
+    alone, plain = (
+        ClusteredRate.of(outcomes, range(len(outcomes))),
+        Rate(sum(outcomes), len(outcomes)),
     )
-    assert (found.successes, found.n) == (sum(outcomes), len(outcomes))
-    assert found.effective <= found.n
-    assert str(found) == counted(interval, found.successes, found.n)
-    alone = ClusteredRate.of(outcomes, range(len(outcomes)))
-    assert alone.effective == pytest.approx(found.n) and str(alone) == str(
-        Rate(found.successes, found.n)
-    )
+    assert alone.effective == pytest.approx(plain.n) and str(alone) == str(plain)
+    assert (alone.low, alone.high) == pytest.approx((plain.low, plain.high))
+
+
+@pytest.mark.parametrize("rate", [0.02, 0.05, 0.2])
+@pytest.mark.parametrize("sizes", [[27] * 3 + [1] * 27, [27] * 10 + [1] * 20, [1, 9, 20] * 12])
+def test_intervals_of_unequal_behaviors_cover(sizes, rate):
+    """400 studies each, all outcomes of a behavior alike, which is the worst case."""
+    rng = np.random.default_rng(0)
+    behaviors, held = np.repeat(range(len(sizes)), sizes).tolist(), 0
+    for _ in range(400):
+        outcomes = np.repeat(rng.random(len(sizes)) < rate, sizes)
+        found = clustered_rate(outcomes.tolist(), behaviors)
+        held += found.low <= rate <= found.high
+    # As Wilson's own of a few draws; of the mean size, 73% where three behaviors are nearly all.
+    assert held >= 0.84 * 400
+
+
+def judged_by_two(rng, behaviors, each):
+    """Truth, and a judge who is wrong on all answers to some requests, and on others by chance."""
+    truth = np.repeat(rng.random(behaviors) < 0.4, each)
+    wrong = np.repeat(rng.random(behaviors) < 0.15, each) | (rng.random(each * behaviors) < 0.05)
+    return truth.tolist(), (truth ^ wrong).tolist()
+
+
+def test_kappa_of_single_items_is_the_plain_one():
+    rng = np.random.default_rng(0)
+    judged = judged_by_two(rng, 400, 1)
+    plain, alone = cohen_kappa(*judged), clustered_kappa(*judged, range(400))
+    assert (alone.kappa, alone.agreement, alone.n) == (plain.kappa, plain.agreement, plain.n)
+    # Student's t on 399 for the normal, 400/399 for 1; or the agreement's own interval, which is
+    # about as wide.
+    assert alone.low == pytest.approx(plain.low, abs=0.01)
+    assert alone.high == pytest.approx(plain.high, abs=0.01)
+
+
+def test_kappa_takes_a_behavior_for_one_draw():
+    judged = [
+        np.repeat(each, 4).tolist() for each in judged_by_two(np.random.default_rng(0), 60, 1)
+    ]
+    together = clustered_kappa(*judged, [("base", i // 4) for i in range(240)])
+    apart = clustered_kappa(*judged, range(240))
+    assert together.kappa == apart.kappa == cohen_kappa(*judged).kappa
+    assert together.high - together.low > 1.8 * (apart.high - apart.low)
+
+
+@pytest.mark.parametrize("behaviors", [5, 10, 24, 80])
+def test_kappas_interval_covers_of_few_behaviors_too(behaviors):
+    """Of 300 studies of nine answers each."""
+    rng = np.random.default_rng(0)
+    true = cohen_kappa(*judged_by_two(rng, 20_000, 9)).kappa
+    of, held = np.repeat(range(behaviors), 9).tolist(), 0
+    for _ in range(300):
+        found = clustered_kappa(*judged_by_two(rng, behaviors, 9), of)
+        held += found.low <= true <= found.high
+    assert held >= 0.925 * 300
+
+
+def test_kappa_where_there_is_little_to_see():
+    once = clustered_kappa("xyxyxxyy", "xyxyxyyx", ["r"] * 8)
+    assert (once.kappa, once.low, once.high) == (0.5, -1, 1)
+    twice = clustered_kappa("xyxyxxyy" * 2, "xyxyxyyx" * 2, [0] * 8 + [1] * 8)
+    assert twice.low < 0 and twice.high > 0.9  # though both behaviors move kappa by nothing
+    agreed = clustered_kappa("xyxyxxyy", "xyxyxxyy", range(8))
+    # 8 of 8: Wilson's from 67.6% on, of which chance, a half, is taken out.
+    assert agreed.high == 1 and agreed.low == pytest.approx((0.6756 - 0.5) / 0.5, abs=1e-3)
+    same = clustered_kappa("xxxx", "xxxx", [1, 1, 2, 2])
+    assert np.isnan(same.kappa) and (same.low, same.high, same.agreement) == (-1, 1, 1)
+    empty = clustered_kappa([], [], [])
+    assert np.isnan(empty.kappa) and empty.n == 0
+    with pytest.raises(InputError, match="each of the items, got 4 items and 1 behaviors"):
+        clustered_kappa("xxxx", "xxxx", ["r"])
+    with pytest.raises(InputError, match="behavior 1 is missing"):
+        clustered_kappa("xy", "xy", ["r", None])

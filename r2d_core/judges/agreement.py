@@ -21,7 +21,7 @@ from scipy.stats.qmc import LatinHypercube
 from r2d_core.checking import unknown
 from r2d_core.errors import InputError
 from r2d_core.metrics import Kappa, Rate, cohen_kappa
-from r2d_core.sampling_error import ClusteredRate
+from r2d_core.sampling_error import ClusteredRate, clustered_kappa
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ def agreement(
 
     Items may be several responses to one request (over seeds, attacks): ``behaviors[i]`` says to
     which item i is one, and every interval takes all of a request for one draw
-    (`sampling_error.clustered_rate`, `metrics.cohen_kappa`). Raises InputError for unequal lengths
+    (`clustered_rate`, `clustered_kappa` of
+    `sampling_error`). Raises InputError for unequal lengths
     and for labels that are neither.
     """
     if len(judge) != len(human):
@@ -78,22 +79,27 @@ def agreement(
     every = range(len(pairs))
     on_success = [i for i, (said, true) in enumerate(pairs) if true and said is not None]
     on_failure = [i for i, (said, true) in enumerate(pairs) if not true and said is not None]
+    names = [_name(said) for said, _ in pairs], [_name(true) for _, true in pairs]
     return Agreement(
         agreement=share([said == true for said, true in pairs], every),
         false_positive=share([bool(judge[i]) for i in on_failure], on_failure),
         false_negative=share([not judge[i] for i in on_success], on_success),
-        kappa=cohen_kappa(
-            [_name(said) for said, _ in pairs], [_name(true) for _, true in pairs], behaviors
-        ),
+        kappa=cohen_kappa(*names) if behaviors is None else clustered_kappa(*names, behaviors),
         unparsable=share([said is None for said, _ in pairs], every),
     )
 
 
 def rate_of(outcomes: Sequence[bool], behaviors: Sequence[Hashable] | None = None) -> Rate:
-    """The share of true outcomes; with ``behaviors``, as of `agreement`, a `ClusteredRate`."""
-    if behaviors is None or not len(outcomes):
-        return Rate(sum(map(bool, outcomes)), len(outcomes))
-    return ClusteredRate.of(outcomes, behaviors)
+    """The share of true outcomes; with ``behaviors``, as of `agreement`, a `ClusteredRate`.
+
+    Of no outcome it is a plain `Rate` of nothing. Raises InputError for unequal lengths and for
+    outcomes that are neither true nor false.
+    """
+    every = range(len(outcomes)) if behaviors is None else behaviors
+    if not len(outcomes) and not len(every):
+        return Rate(0, 0)
+    rate = ClusteredRate.of(outcomes, every)
+    return Rate(rate.successes, rate.n) if behaviors is None else rate
 
 
 def _name(label: bool | None) -> Hashable:
@@ -132,9 +138,11 @@ def corrected_rate(
 
     p = (p_obs + specificity − 1) / (sensitivity + specificity − 1), within [0, 1]. The interval is
     a percentile bootstrap that draws the observed rate and both error rates anew, each from its own
-    sample: items of both samples are taken to be alike, and independent but for what a
-    `ClusteredRate` says. Each is drawn from what Wilson's interval (of as many items as are
-    independent), taken at every confidence, says of the rate behind it (`_drawn`), since
+    sample: items of both samples are taken to be alike and, but for what a `ClusteredRate` says
+    within one rate, independent. So the two samples must share no request (chapter 10 divides them
+    by request); that within the labelled one a request may stand behind both error rates is not
+    taken in. Each rate is drawn from what Wilson's interval (on a `ClusteredRate`'s effective
+    number), taken at every confidence, says of the rate behind it (`_drawn`), since
     resampled items would repeat the observed rate where it is 0% or 100% and stay too near to it
     close by; behind a perfect judge the interval is Wilson's. A draw in which the judge is no
     better than chance says nothing and may be anything.
@@ -202,15 +210,7 @@ def read_labels(
     table without rows.
     """
     path = Path(path)
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            columns = list(reader.fieldnames or [])
-            rows = list(reader)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file, expected a csv of labels") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: no csv in UTF-8 ({error})") from None
+    columns, rows = _table(path)
     for name in (human, *judges):
         if name not in columns:
             raise InputError(f"{path}: {unknown('column', name, columns)}")
@@ -222,6 +222,32 @@ def read_labels(
     if None in said:
         raise InputError(f"{path}:{said.index(None) + 2}: {human}: the human label is missing")
     return [bool(label) for label in said], found
+
+
+def read_requests(path: str | os.PathLike[str], column: str) -> list[str]:
+    """Of the table that `read_labels` reads: which request each row is a response to.
+
+    Raises InputError for a column that is not there, and "file:line: …" for an empty cell.
+    """
+    path = Path(path)
+    columns, rows = _table(path)
+    if column not in columns:
+        raise InputError(f"{path}: {unknown('column', column, columns)}")
+    for line, row in enumerate(rows, start=2):
+        if not row[column]:
+            raise InputError(f"{path}:{line}: {column}: which request the row is of is missing")
+    return [row[column] for row in rows]
+
+
+def _table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            return list(reader.fieldnames or []), list(reader)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file, expected a csv of labels") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: no csv in UTF-8 ({error})") from None
 
 
 def _column(path: Path, rows: Sequence[dict[str, str]], name: str) -> list[bool | None]:

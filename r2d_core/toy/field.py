@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from r2d_core.errors import InputError
 from r2d_core.metrics import holm
 from r2d_core.records import write_bytes_atomic, write_text_atomic
 from r2d_core.sampling_error import budget_curve, paired_change
@@ -64,7 +65,7 @@ WHY_NOT = {
 }
 """What in the toy world keeps an attack from working, by what the attack aims at: of those that
 no test of the committed tables calls ahead of the direct request. On real models it may work."""
-UNKNOWN = "No reason is known: in the book's tables it works in some seed, or it is not there."
+UNKNOWN = "No reason is known: a test of the book's tables calls it ahead, or it is not there."
 """In place of a reason, in a run of one's own; of few requests little can be told from chance."""
 TEST = (
     "a permutation test that exchanges the two attacks request by request, all seeds of a request "
@@ -175,8 +176,14 @@ def measure_field_attacks(
 
 
 def read_field(folder: str | Path) -> pd.DataFrame:
-    """What `measure_field_attacks` left: `by_scope` of ``field_outcomes.csv.gz``."""
-    return by_scope(read_judged(Path(folder) / "field_outcomes.csv.gz"))
+    """What `measure_field_attacks` left: `by_scope` of ``field_outcomes.csv.gz``.
+
+    Raises InputError where it is not there, as beside tables of an older version.
+    """
+    outcomes = Path(folder) / "field_outcomes.csv.gz"
+    if not outcomes.is_file():
+        raise InputError(f"{outcomes}: no such file; make the tables anew with recompute: true")
+    return by_scope(read_judged(outcomes))
 
 
 def surrogate_of(method: str, methods: Sequence[str]) -> str | None:
@@ -189,14 +196,17 @@ def better_than_asking(tests: pd.DataFrame) -> str:
     and what in the toy world keeps them from it, and which were not tried.
 
     ``tests`` has the columns of ``field_tests.csv``; better: p (Holm) below 0.05, more harmful, and
-    in no seed less. What is better by the test alone is named, and no finding.
+    in no seed less. What the test alone calls better is named, as no finding.
     """
     ahead = tests[(tests["p_holm"] < SIGNIFICANT) & (tests["only_attack"] > tests["only_direct"])]
     better = ahead[ahead["seeds_lower"] == 0]
-    lines = [
-        f"- **{attack}** beats it on {' and '.join(some['method'])}."
-        for attack, some in better.groupby("attack", sort=False)
-    ]
+    divided = ahead[ahead["seeds_lower"] > 0]
+    lines = []
+    for attack, some in better.groupby("attack", sort=False):
+        said = [f"- **{attack}** beats it on {' and '.join(some['method'])}."]
+        if len(no_finding := divided[divided["attack"] == attack]):
+            said.append(_no_finding(no_finding))
+        lines.append(" ".join(said))
     others = tests[~tests["attack"].isin(better["attack"])]
     if len(others):
         lines += ["", "On no method with this budget (in brackets: answers, of as many pairs of "
@@ -207,7 +217,15 @@ def better_than_asking(tests: pd.DataFrame) -> str:
             f"{row.method} {row.only_attack} and {row.only_direct} of {row.n}"
             for row in some.itertuples()
         )
-        lines.append(f"- **{attack}** ({counts}). {_short_of(str(attack), some, ahead)}")
+        said = [f"- **{attack}** ({counts})."]
+        why = WHY_NOT.get(str(attack), UNKNOWN)
+        if len(no_finding := divided[divided["attack"] == attack]):
+            said.append(_no_finding(no_finding))
+        elif (some["only_attack"] > some["only_direct"]).any():
+            said.append(f"It is ahead somewhere, not by enough to tell it from chance. {why}")
+        else:
+            said.append(f"It is ahead nowhere. {why}")
+        lines.append(" ".join(said))
     if shared := [attack for attack in SHARED if attack in set(tests["attack"])]:
         lines += ["", f"{' and '.join(shared)}: one suffix a seed serves all requests: these "
                   "tests speak of the suffixes that were found, not of what another search would "
@@ -218,18 +236,13 @@ def better_than_asking(tests: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def _short_of(attack: str, tests: pd.DataFrame, ahead: pd.DataFrame) -> str:
-    """Of an attack that beats asking on no method: how far it came, and why no further."""
-    why = WHY_NOT.get(attack, UNKNOWN)
-    if len(divided := ahead[ahead["attack"] == attack]):
-        seeds = " and ".join(
-            f"{row.method} in {row.seeds_lower} of the seeds (ahead in {row.seeds_higher})"
-            for row in divided.itertuples()
-        )
-        return f"The test alone would call it ahead, but it is behind on {seeds}: no finding."
-    if (tests["only_attack"] > tests["only_direct"]).any():
-        return f"It is ahead of asking somewhere, not by enough to tell it from chance. {why}"
-    return f"It is ahead of asking nowhere. {why}"
+def _no_finding(tests: pd.DataFrame) -> str:
+    """Of tests that call an attack ahead where a seed says otherwise."""
+    where = " and ".join(
+        f"{row.method} (ahead in {row.seeds_higher}, behind in {row.seeds_lower} of the seeds)"
+        for row in tests.itertuples()
+    )
+    return f"The test calls it ahead on {where}: no finding."
 
 
 def _renamed(run: Measurement, attack: str) -> Measurement:
