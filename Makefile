@@ -42,7 +42,8 @@ test: $(INSTALLED) ## lint, types, stripped notebooks and the fast tests
 
 .PHONY: test-slow
 test-slow: $(INSTALLED) ## the tests that run a pipeline or a browser
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow -n $(CORES) --dist loadscope --durations 15
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow -n $(CORES) --dist loadscope --no-loadscope-reorder \
+		--durations 15
 
 .PHONY: test-notebooks
 test-notebooks: $(INSTALLED) ## every notebook alone, on its defaults (10 minutes)

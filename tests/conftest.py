@@ -27,6 +27,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "experiments"))
 import warm_kernels  # noqa: E402
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest module first: begun last, it leaves all workers but one with nothing to do."""
+    items.sort(key=lambda item: item.path.name != "test_smoke_pipeline.py")
+
+
 @pytest.fixture(scope="session")
 def warm() -> Iterator[dict[str, str]]:
     """What `run_notebook.py` finds in its environment in a grid: kernels that start at once."""
