@@ -90,7 +90,7 @@ record = json.loads((folder / "field.json").read_text())
 # ## Attack success rate
 #
 # Harmful by the exact judge, whole response, seeds pooled; the 95% intervals take a request with
-# all of its seeds for one draw. Beside it the queries an attack spent on a request (passes of the
+# all of its seeds for one draw. Then the queries an attack spent on a request (passes of the
 # model, for those that use gradients or log-probabilities).
 
 # %% tags=["hide-input"]
@@ -107,10 +107,11 @@ spent = {
     for key, some in whole.groupby(["attack", "method"], sort=False)
 }
 queries = pd.Series(spent).unstack().reindex_like(harmful)
+display(plots.table(harmful, caption="Harmful responses", missing=senseless))
 display(
     plots.table(
-        pd.concat([harmful.add_suffix(": harmful"), queries.add_suffix(": queries")], axis=1),
-        caption="Harmful responses, and mean queries a request with 95% interval over the runs (n)",
+        queries,
+        caption="Mean queries a request, with 95% interval over the runs (n)",
         missing=senseless,
     )
 )

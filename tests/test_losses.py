@@ -19,6 +19,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.overrides import TorchFunctionMode
 
 from r2d_core.errors import InputError
 from r2d_core.kernels import KERNELS, chunked_loss, fused, read_pivots
@@ -652,6 +653,63 @@ def test_triton_launches_where_the_tensors_are(monkeypatch):
     r2d_loss(hidden, weight, targets, PIVOTS, impl="triton")
     read_pivots(hidden, weight, IDS, impl="triton")
     assert set(launches) == set(names)
+
+
+class Waits(TorchFunctionMode):
+    """Notes what makes Python wait for a GPU: to read a value, or to learn a result's size."""
+
+    READS = {"tolist", "item", "cpu", "numpy", "nonzero", "argwhere", "masked_select", "unique",
+             "__bool__", "__int__", "__float__", "__index__"}  # fmt: skip
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        name = function.__name__
+        by_mask = name in ("__getitem__", "__setitem__") and any(
+            isinstance(each, torch.Tensor) and each.dtype == torch.bool
+            for each in (args[1] if isinstance(args[1], tuple) else args[1:2])
+        )
+        there = args and isinstance(args[0], torch.Tensor) and args[0].device.type == DEVICE
+        if there and (name in self.READS or by_mask):
+            self.seen.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("mode", "targets_at", "waits"),
+    [("full", DEVICE, 1), ("none", DEVICE, 1), ("rows", DEVICE, 2)]
+    + [("full", "cpu", 0)] * (DEVICE != "cpu"),
+)
+@pytest.mark.parametrize("counted", [True, False])
+def test_a_gpu_is_waited_for_as_often_as_the_docstring_says(
+    monkeypatch, mode, targets_at, waits, counted
+):
+    """The kernels are not launched: the interpreter, which stands for a GPU here, reads values."""
+    from r2d_core.kernels import triton_kernels
+
+    class NotLaunched:
+        def __getitem__(self, grid):
+            return lambda *arguments, **options: None
+
+    for name in ("row_kernel", "contrast_kernel", "readout_kernel"):
+        monkeypatch.setattr(triton_kernels, name, NotLaunched())
+    set_chunk_bytes(monkeypatch, 3 * 64 * 8)  # several chunks
+    hidden, weight, targets = problem(n=40)
+    targets = targets.to(targets_at)
+    options = {"weight_grad": mode}
+    if mode == "rows":
+        options |= {
+            "rows": torch.tensor([3, 1]),
+            "row_values": weight.detach()[:2].requires_grad_(),
+        }
+    if counted:
+        options |= {"n_items": 200, "class_counts": [50, 50, 50]}
+    with Waits() as waited:
+        r2d_loss(hidden, weight, targets, PIVOTS, impl="triton", **options).total.backward()
+        read_pivots(hidden, weight, IDS, impl="triton")
+    assert len(waited.seen) == waits, waited.seen
 
 
 @of_the_cpu
