@@ -51,10 +51,9 @@ def agreement(
     """Agreement of a judge (None: unparsable) with humans; True is a success of the attack.
 
     Items may be several responses to one request (over seeds, attacks): ``behaviors[i]`` says to
-    which item i is one, and every interval takes all of a request for one draw
-    (`clustered_rate`, `clustered_kappa` of
-    `sampling_error`). Raises InputError for unequal lengths
-    and for labels that are neither.
+    which item i is one, and every interval takes all of a request for one draw (`clustered_rate`,
+    `clustered_kappa`). Raises InputError for unequal lengths, labels that are neither and behaviors
+    that are missing.
     """
     if len(judge) != len(human):
         raise InputError(
