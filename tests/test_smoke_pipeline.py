@@ -68,7 +68,9 @@ def tables(place: Path) -> dict[Path, bytes]:
 
 
 def kill_half_way(place: Path) -> None:
-    """Start the experiment and kill all of its process group while a training is going on."""
+    """Start the experiment and kill all of its process group while a training or an attack is going
+    on, with four jobs done: two may not be noted yet.
+    """
     grid = subprocess.Popen(
         RUN,
         cwd=place,
@@ -77,9 +79,9 @@ def kill_half_way(place: Path) -> None:
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    training = place / "results" / "smoke" / "notebooks"
+    notebooks = place / "results" / "smoke" / "notebooks"
     deadline = time.monotonic() + 1500
-    while not list(training.glob(".03_*.partial.ipynb")):
+    while len(finished(place)) < 4 or not list(notebooks.glob(".0[34]_*.partial.ipynb")):
         assert grid.poll() is None, "the experiment ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.2)
