@@ -20,7 +20,8 @@ from scipy.stats import fisher_exact
 from r2d_core.errors import InputError
 from r2d_core.metrics import Rate, holm
 from r2d_core.plots import paper_intervals
-from r2d_core.sampling_error import Interval, behaviors_needed, clustered_rate, pairs_needed
+from r2d_core.sample_size import behaviors_needed, pairs_needed
+from r2d_core.sampling_error import Interval, clustered_rate
 
 N = 100  # prompts behind each of the paper's attack success rates
 ANALOGUES = {"PAIR": "refinement", "GCG": "gcg_answer", "JBC": "wrapper"}
@@ -150,8 +151,8 @@ class Gap:
     ``p`` is Fisher's exact test of the two counts as if their prompts were different ones (the
     single verdicts are not published), ``corrected`` Holm's over the cells of the same comparison;
     ``needed`` the prompts per method at which four of five such tests would find a gap of this
-    size (`sampling_error.behaviors_needed`), ``paired`` those that McNemar's test on common prompts
-    would need at least, were one method never the only one to fail (`sampling_error.pairs_needed`);
+    size (`sample_size.behaviors_needed`), ``paired`` those that McNemar's test on common prompts
+    would need at least, were one method never the only one to fail (`sample_size.pairs_needed`);
     both None where there is no gap.
     """
 

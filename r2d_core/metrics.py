@@ -148,7 +148,8 @@ class Kappa:
 def cohen_kappa(a: Sequence[Hashable], b: Sequence[Hashable]) -> Kappa:
     """Agreement of two judges beyond chance (Cohen 1960), interval from the asymptotic error.
 
-    ``a[i]`` and ``b[i]`` are the labels of item i. Raises InputError for unequal lengths.
+    ``a[i]`` and ``b[i]`` are the labels of item i; where several items are of one request,
+    `sampling_error.clustered_kappa` has the interval. Raises InputError for unequal lengths.
     """
     _same_length(a, b)
     place = {label: index for index, label in enumerate(dict.fromkeys([*a, *b]))}

@@ -10,7 +10,8 @@ from scipy.stats import fisher_exact
 
 from r2d_core.errors import InputError
 from r2d_core.metrics import Rate
-from r2d_core.sampling_error import clustered_rate, fisher_power
+from r2d_core.sample_size import fisher_power
+from r2d_core.sampling_error import clustered_rate
 
 ROOT = Path(__file__).resolve().parents[1]
 PAPER = ROOT / "book" / "paper_results.csv"
