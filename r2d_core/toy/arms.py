@@ -100,6 +100,12 @@ METHODS = (VANILLA, *ARMS)
 TITLES = {VANILLA: "No safety training", **{name: arm.title for name, arm in ARMS.items()}}
 
 
+def same_format(one: str, other: str) -> bool:
+    """Whether two arms write alike, reasoning and pivots: an attack that forges it is the same."""
+    ours, theirs = ARMS[one], ARMS[other]
+    return (ours.reasoning, ours.pivots) == (theirs.reasoning, theirs.pivots)
+
+
 @dataclass(frozen=True)
 class SafetyPrompt:
     """One prompt of the safety data, before an arm writes the response.

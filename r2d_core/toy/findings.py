@@ -6,7 +6,7 @@ import pandas as pd
 
 from r2d_core.attack_titles import attack_title
 from r2d_core.sampling_error import Interval, mean_over_runs, tokens_by_run
-from r2d_core.toy.arms import ARMS, TITLES
+from r2d_core.toy.arms import ARMS, TITLES, same_format
 from r2d_core.toy.evaluation import LOOK_ALIKES
 from r2d_core.toy.results import SIGNIFICANT, Results
 
@@ -17,7 +17,8 @@ def _short(rate: Interval | None) -> str:
     return f"{rate.estimate:.0%} [{100 * rate.low:.0f}, {100 * rate.high:.0f}]"
 
 
-def _listed(parts: list[str]) -> str:
+def listed(parts: list[str]) -> str:
+    """One or more parts as an enumeration: "a, b and c"."""
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
@@ -43,7 +44,7 @@ def in_words(results: Results, reference: str = "r2d") -> str:
                 lines.append(_against(results, tests[tests["method"] == other], reference, other))
         lines.append(_not_stopped(results, reference))
     attacks = results.common_attacks
-    titles = _listed([attack_title(name) for name in attacks]) if attacks else "no attack"
+    titles = listed([attack_title(name) for name in attacks]) if attacks else "no attack"
     told = "".join(f"- {line}\n" for line in lines)
     return (
         f"{told}\n"
@@ -132,7 +133,7 @@ def _against(results: Results, tests: pd.DataFrame, reference: str, other: str) 
     worse: list[str] = []
     for row in tests.to_dict("records"):
         # The attack writes other texts for methods of another format: no pairs to compare.
-        if row["attack"] == "forged_reasoning" and not _same_format(reference, other):
+        if row["attack"] == "forged_reasoning" and not same_format(reference, other):
             continue
         lower = row["only_reference"] < row["only_method"]
         unanimous = row["runs_worse" if lower else "runs_better"] == 0
@@ -145,16 +146,11 @@ def _against(results: Results, tests: pd.DataFrame, reference: str, other: str) 
             (better if lower else worse).append(cell)
     parts = []
     if better:
-        parts.append(f"harmful less often under {_listed(better)}")
+        parts.append(f"harmful less often under {listed(better)}")
     if worse:
-        parts.append(f"harmful more often under {_listed(worse)}")
+        parts.append(f"harmful more often under {listed(worse)}")
     told = "; ".join(parts) if parts else "no difference that tests and runs bear out"
     return f"**{TITLES[reference]} against {TITLES[other]}:** {told}."
-
-
-def _same_format(reference: str, other: str) -> bool:
-    ours, theirs = ARMS[reference], ARMS[other]
-    return (ours.reasoning, ours.pivots) == (theirs.reasoning, theirs.pivots)
 
 
 def _not_stopped(results: Results, reference: str) -> str:
@@ -166,5 +162,5 @@ def _not_stopped(results: Results, reference: str) -> str:
     broken.sort(key=lambda cell: -cell[1].estimate)
     if not broken:
         return f"**{TITLES[reference]}:** no attack here succeeds in a fifth of its attempts."
-    told = _listed([f"{attack_title(attack)} {_short(rate)}" for attack, rate in broken])
+    told = listed([f"{attack_title(attack)} {_short(rate)}" for attack, rate in broken])
     return f"**{TITLES[reference]} does not stop:** {told}."
