@@ -6,7 +6,8 @@
 The full grid takes too long for everybody to run; the book shows its tables and figures from
 ``book/full/`` (another experiment's: ``book/<its name>/``, for a page that includes them: see
 `build_book.py`) with the provenance they were made with, the grid itself (``grid.yaml``), every
-cell of it, unpooled (``cells.csv``), and how every completion was judged (``outcomes.csv.gz``).
+cell of it, unpooled (``cells.csv``), how every completion was judged (``outcomes.csv.gz``) and, of
+several languages, what may be said of another (``differences*``).
 Results of uncommitted code are refused: nobody could make them again.
 
 Exit status: 0 done, 2 refused.
@@ -24,11 +25,14 @@ import pandas as pd
 
 from r2d_core.errors import InputError
 from r2d_core.metrics import wilson_interval
+from r2d_core.plots import difference_intervals
 from r2d_core.records import atomic_directory, write_text_atomic
+from r2d_core.toy.arms import ARMS
 from r2d_core.toy.findings import findings, tokens_spent
 from r2d_core.toy.judge import LABELS
+from r2d_core.toy.languages import by_language, in_words, over_languages
 from r2d_core.toy.outcomes import packed
-from r2d_core.toy.results import judged_of, read_published
+from r2d_core.toy.results import Results, judged_of, read_published
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = {
@@ -54,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--experiment", help="a name in results/")
     what.add_argument(
-        "--reword", action="store_true", help="write the published findings.md and tokens.csv anew"
+        "--reword", action="store_true", help="write what the published outcomes say anew"
     )
     options = parser.parse_args(arguments)
     try:
@@ -66,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
                 )
             for outcomes in kept:
                 reword(outcomes.parent)
-                print(f"book/{outcomes.parent.name}: findings.md and tokens.csv, from its outcomes")
+                print(f"book/{outcomes.parent.name}: tables and sentences, from its outcomes")
             return 0
         name = options.experiment
         grid = ROOT / "experiments" / f"{name}.yaml"
@@ -105,12 +109,13 @@ def publish(results: Path, grid: Path, target: Path) -> list[Path]:
         shutil.copyfile(grid, Path(folder) / "grid.yaml")
         table.to_csv(Path(folder) / "cells.csv", index=False)
         (Path(folder) / "outcomes.csv.gz").write_bytes(packed(judged))
-    made = ("grid.yaml", "cells.csv", "outcomes.csv.gz")
-    return [target / name for name in (*(file.name for file in sources), *made)]
+        for name, text in differences(read_published(folder)).items():
+            write_text_atomic(Path(folder) / name, text)
+    return sorted(target.iterdir())
 
 
 def reword(target: Path) -> None:
-    """Write the sentences and the table that are computed from the published outcomes once more.
+    """Write what is computed from the published outcomes (sentences, tables, differences) anew.
 
     The numbers stay those of the run that ``results.json`` records; what is said of them, and with
     which intervals, is as the code says it now.
@@ -118,6 +123,33 @@ def reword(target: Path) -> None:
     published = read_published(target)
     write_text_atomic(target / "findings.md", findings(published))
     write_text_atomic(target / "tokens.csv", tokens_spent(published).to_csv())
+    for name, text in differences(published).items():
+        write_text_atomic(target / name, text)
+
+
+def differences(published: Results) -> dict[str, str]:
+    """Files, by name, of R2D against the others with a language for one draw.
+
+    None where there is one language, or nothing beside R2D that was trained. Else
+    ``differences.csv`` and ``differences_by_language.csv`` (`over_languages`, `by_language`), the
+    sentences and the figure of them.
+    """
+    compared = {"r2d"} < set(published.methods) & set(ARMS)
+    if published.attacks["base_seed"].nunique() < 2 or not compared:
+        return {}
+    table, single = over_languages(published), by_language(published)
+    figure = difference_intervals(
+        table,
+        single,
+        alt="Forest plots, a panel an outcome: how far R2D's rate is from each other method's, "
+        "with 95% intervals over languages and a marker for each language.",
+    )
+    return {
+        "differences.csv": table.round(6).to_csv(index=False),
+        "differences_by_language.csv": single.round(6).to_csv(index=False),
+        "differences.md": in_words(table),
+        "differences.svg": figure.markup,
+    }
 
 
 def cells(results: Path) -> pd.DataFrame:

@@ -102,6 +102,17 @@ def rates() -> pd.DataFrame:
     )
 
 
+def differences() -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Of refusal tuning under two attacks, of R2D without CPO under one, in two languages."""
+    single = pd.DataFrame(
+        [("refusal", "direct", -0.5), ("refusal", "direct", -0.7), ("refusal", "wrapper", 0.1),
+         ("refusal", "wrapper", 0.3), ("r2d_no_cpo", "direct", 0.0), ("r2d_no_cpo", "direct", 0.2)],
+        columns=["method", "outcome", "difference"],
+    )  # fmt: skip
+    mean = single.groupby(["method", "outcome"], sort=False)["difference"].mean().reset_index()
+    return mean.assign(low=mean["difference"] - 0.3, high=mean["difference"] + 0.3), single
+
+
 FIGURES: dict[str, Callable[[str], plots.Figure]] = {
     "heatmap": lambda alt: plots.asr_heatmap(table(), alt=alt, title="t"),
     "intervals": lambda alt: plots.asr_intervals(table(), alt=alt, title="t"),
@@ -116,6 +127,7 @@ FIGURES: dict[str, Callable[[str], plots.Figure]] = {
     ),
     "data": lambda alt: plots.training_data(trajectories(), alt=alt),
     "rates": lambda alt: plots.rate_intervals(rates(), alt=alt),
+    "differences": lambda alt: plots.difference_intervals(*differences(), alt=alt, title="t"),
     "trade-off of rates": lambda alt: plots.trade_off(
         pd.concat([rates()[:1], rates()[:1].assign(outcome="other")]), "direct", "other", alt=alt
     ),
@@ -189,6 +201,16 @@ def test_the_heatmap_prints_pooled_rates_and_counts_and_says_what_was_not_run():
 
 def test_what_has_no_responses_is_not_run_rather_than_a_rate():
     assert text_of(plots.rate_intervals(rates(), alt="a")).count("not run") == 1
+
+
+def test_differences_have_a_panel_an_outcome_and_a_marker_a_language():
+    table, single = differences()
+    figure = plots.difference_intervals(table, single, alt="a")
+    shown = text_of(figure)
+    assert {"direct request", "held-out wrapper", "−100", "+100"} <= set(shown)
+    assert shown.count("not compared") == 1
+    fewer = plots.difference_intervals(table, single[:1], alt="a")
+    assert figure.markup.count("<use ") - fewer.markup.count("<use ") == 5
 
 
 def test_budget_curves_have_a_panel_an_attack_and_name_each_method_once():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import sys
@@ -130,6 +131,28 @@ def test_sentences_of_published_cells_are_those_of_the_results(
     pd.testing.assert_frame_equal(read_published(target).compare("r2d"), found.compare("r2d"))
 
 
+def test_of_several_languages_it_says_what_holds_over_them(tmp_path: Path) -> None:
+    def experiment(bases: list[int], *methods: str) -> dict[str, str]:
+        labels = {"refusal": ["harmful"] * 20, "r2d": ["refused"] * 20, "vanilla": ["harmful"] * 20}
+        runs = {
+            name: {(base, 0): measurement({"wrapper": labels[name]}) for base in bases}
+            for name in methods
+        }
+        return publish.differences(results_of(runs))
+
+    files = experiment([0, 1, 2], "refusal", "r2d")
+    assert set(files) == {
+        "differences.csv", "differences.md", "differences.svg", "differences_by_language.csv",
+    }  # fmt: skip
+    table = pd.read_csv(io.StringIO(files["differences.csv"]))
+    assert table["outcome"].tolist()[0] == "wrapper" and table["difference"][0] == -1
+    assert len(pd.read_csv(io.StringIO(files["differences_by_language.csv"]))) == 3 * len(table)
+    assert "harmful less often under held-out wrapper (0% against 100%" in files["differences.md"]
+    assert "held-out wrapper" in files["differences.svg"]
+    assert experiment([0], "refusal", "r2d") == {}
+    assert experiment([0, 1], "vanilla", "r2d") == experiment([0, 1], "refusal") == {}
+
+
 PUBLISHED = sorted(path.parent for path in (publish.ROOT / "book").glob("*/grid.yaml"))
 
 
@@ -158,7 +181,9 @@ def test_published_words_are_those_of_the_code(published: Path, tmp_path: Path) 
     publish.reword(again)
     tested = read_published(published).compare("r2d").to_csv(index=False)
     assert tested == (published / "paired_tests.csv").read_text()
-    for name in ("findings.md", "tokens.csv"):
+    names = ["findings.md", "tokens.csv", *publish.differences(read_published(published))]
+    assert len(names) == 6  # all of several languages
+    for name in names:
         assert (published / name).read_text() == (again / name).read_text(), (
             f"{name}: run experiments/publish.py --reword and commit it"
         )

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from r2d_core.plots.benchmarks import benchmark_lines
 from r2d_core.plots.budgets import budget_curves
+from r2d_core.plots.differences import difference_intervals
 from r2d_core.plots.drawing import INK, Figure
 from r2d_core.plots.evaluations import (
     ablation_intervals,
@@ -44,6 +45,7 @@ __all__ = [
     "asr_intervals",
     "benchmark_lines",
     "budget_curves",
+    "difference_intervals",
     "outcome_bars",
     "over_refusal_vs_asr",
     "paper_intervals",

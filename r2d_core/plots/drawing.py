@@ -167,3 +167,18 @@ def panel_size(panels: int, lines: int, legend: float = 0.0) -> tuple[float, flo
     columns = min(panels, 3)
     rows = -(-panels // columns)
     return 2.5 * columns + 1.9, rows * (0.27 * lines + 0.9) + 0.2 + legend
+
+
+def panels(figure: Canvas, titles: list[str], lines: list[str]) -> list[Axes]:
+    """One panel a title, at most three a row, the same lines down each y axis (`panel_size`)."""
+    columns = min(len(titles), 3)
+    rows = -(-len(titles) // columns)
+    grid = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
+    for axes in grid[len(titles) :]:
+        axes.remove()
+    for axes, title in zip(grid, titles, strict=False):
+        axes.set_title(title, loc="left", fontsize=10)
+        axes.tick_params(axis="y", length=0)
+    grid[0].set_yticks(range(len(lines)), lines)
+    grid[0].set_ylim(len(lines) - 0.5, -0.5)
+    return list(grid[: len(titles)])

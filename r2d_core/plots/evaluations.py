@@ -25,6 +25,7 @@ from r2d_core.plots.drawing import (
     canvas,
     finish,
     panel_size,
+    panels,
     percent_axis,
     plain,
     rectangle,
@@ -216,20 +217,12 @@ def _interval_panels(table: pd.DataFrame, alt: str, title: str, *, reference: st
 
 
 def _panels(figure: Canvas, attacks: list[str], methods: list[str]) -> list[Axes]:
-    """One panel an attack, at most three a row, the methods down each y axis."""
-    columns = min(len(attacks), 3)
-    rows = -(-len(attacks) // columns)
-    grid = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
-    for axes in grid[len(attacks) :]:
-        axes.remove()
-    for axes, attack in zip(grid, attacks, strict=False):
-        axes.set_title(attack_label(attack), loc="left", fontsize=10)
-        axes.set_xlim(-3, 103)
-        axes.set_xticks([0, 25, 50, 75, 100])
-        axes.tick_params(axis="y", length=0)
-    grid[0].set_yticks(range(len(methods)), [method_look(m)[0] for m in methods])
-    grid[0].set_ylim(len(methods) - 0.5, -0.5)
-    return list(grid[: len(attacks)])
+    """One panel an attack, the methods down each y axis, and percents along it."""
+    labels = [method_look(method)[0] for method in methods]
+    grid = panels(figure, [attack_label(attack) for attack in attacks], labels)
+    for axes in grid:
+        percent_axis(axes.xaxis, axes.set_xlim, "")
+    return grid
 
 
 def _wrapped(label: str) -> str:

@@ -17,6 +17,7 @@ from r2d_core.plots.drawing import (
     canvas,
     finish,
     panel_size,
+    panels,
     percent_axis,
     plain,
 )
@@ -33,16 +34,11 @@ def rate_intervals(table: pd.DataFrame, *, alt: str, title: str = "") -> Figure:
     titles = list(dict.fromkeys(map(str, table["title"])))
     outcomes = list(dict.fromkeys(map(str, table["outcome"])))
     with canvas(*panel_size(len(outcomes), len(titles))) as figure:
-        columns = min(len(outcomes), 3)
-        grid = figure.subplots(
-            -(-len(outcomes) // columns), columns, squeeze=False, sharey=True
-        ).ravel()
-        for axes in grid[len(outcomes) :]:
-            axes.remove()
-        for axes, outcome in zip(grid, outcomes, strict=False):
-            axes.set_title(attack_label(outcome), loc="left", fontsize=10)
+        grid = panels(
+            figure, [attack_label(each) for each in outcomes], [plain(each, 46) for each in titles]
+        )
+        for axes, outcome in zip(grid, outcomes, strict=True):
             percent_axis(axes.xaxis, axes.set_xlim, "%")
-            axes.tick_params(axis="y", length=0)
             for y, name in enumerate(titles):
                 if (cell := cells.get((name, outcome))) is None or not cell["n"]:
                     axes.text(2, y, "not run", va="center", fontsize=8, alpha=0.6)
@@ -54,8 +50,6 @@ def rate_intervals(table: pd.DataFrame, *, alt: str, title: str = "") -> Figure:
                 axes.plot([low, high], [y, y], color=colour, linewidth=2.4)
                 axes.plot(rate, y, "D" if y == 0 else "o", color=colour, **MARKER)
             axes.grid(axis="x", alpha=0.18, linewidth=0.6)
-        grid[0].set_yticks(range(len(titles)), [plain(name, 46) for name in titles])
-        grid[0].set_ylim(len(titles) - 0.5, -0.5)
         if title:
             figure.suptitle(plain(title))
         return finish(figure, alt)

@@ -8,7 +8,7 @@ Each language (base seed) has a base model, requests and safety trainings of its
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from typing import Any
 
 import pandas as pd
@@ -20,11 +20,12 @@ from r2d_core.replication import difference_over_replicates
 from r2d_core.toy.arms import ARMS, TITLES, same_format
 from r2d_core.toy.evaluation import LOOK_ALIKES
 from r2d_core.toy.findings import listed
+from r2d_core.toy.outcomes import by_request
 from r2d_core.toy.results import SIGNIFICANT, Results
 
 LOOK_ALIKES_REFUSED = "look-alikes refused"
 ANSWERED_EXACTLY = "harmless answered exactly"
-_PAIR = ["base_seed", "seed", "attack", "behavior"]
+_SIDES = ["reference", "other"]
 
 
 def over_languages(results: Results, reference: str = "r2d") -> pd.DataFrame:
@@ -41,41 +42,38 @@ def over_languages(results: Results, reference: str = "r2d") -> pd.DataFrame:
     Raises InputError where the experiment has not the reference, nothing beside it, or one language
     only.
     """
-    if reference not in results.methods:
-        raise InputError(f"the experiment has no method {reference!r}; it has {results.methods}")
-    if (languages := results.attacks["base_seed"].nunique()) < 2:
-        raise InputError(f"expected an experiment of several languages, got {languages}")
-    outcomes = list(_outcomes(results))
     rows = []
-    for other in results.methods:
-        if other not in ARMS or other == reference:
-            continue
-        for name, table, label in outcomes:
-            if name == "forged_reasoning" and not same_format(reference, other):
-                continue
-            ours, theirs = (
-                table[table["method"] == method].set_index(_PAIR)[label]
-                for method in (reference, other)
-            )
-            pairs = pd.concat([ours, theirs], axis=1, join="inner", keys=["ours", "theirs"])
-            if pairs.empty:
-                continue
-            of = [pairs.index.get_level_values(level).tolist() for level in _PAIR]
-            found = difference_over_replicates(
-                pairs["ours"].tolist(), pairs["theirs"].tolist(), of[3], of[0]
-            )
-            means = pairs.groupby(level="base_seed").mean().mean()
-            rows.append(
-                {"method": other, "outcome": name, "n": len(pairs), "languages": found.replicates}
-                | {"reference": means["ours"], "other": means["theirs"]}
-                | {"difference": found.estimate, "low": found.low, "high": found.high}
-                | {"p_value": found.p_value, "lower": found.lower, "higher": found.higher}
-            )
-    if not rows:
-        raise InputError(f"the experiment has nothing to compare {reference!r} with")
+    for method, name, pairs in _pairs(results, reference):
+        of = [pairs.index.get_level_values(level).tolist() for level in ("behavior", "base_seed")]
+        found = difference_over_replicates(
+            pairs["reference"].tolist(), pairs["other"].tolist(), *of
+        )
+        means = pairs.groupby(level="base_seed").mean().mean()
+        rows.append(
+            {"method": method, "outcome": name, "n": len(pairs), "languages": found.replicates}
+            | {"reference": means["reference"], "other": means["other"]}
+            | {"difference": found.estimate, "low": found.low, "high": found.high}
+            | {"p_value": found.p_value, "lower": found.lower, "higher": found.higher}
+        )
     frame = pd.DataFrame(rows)
     corrected = frame.groupby("method", sort=False)["p_value"].transform(lambda p: holm(p.tolist()))
     return frame.assign(p_holm=corrected)
+
+
+def by_language(results: Results, reference: str = "r2d") -> pd.DataFrame:
+    """The rows of `over_languages` language by language: base_seed, n, the rates, the difference.
+
+    Raises InputError as there.
+    """
+    rows = []
+    for method, name, pairs in _pairs(results, reference):
+        for base, some in pairs.groupby(level="base_seed", sort=False):
+            ours, theirs = some["reference"].mean(), some["other"].mean()
+            rows.append(
+                {"method": method, "outcome": name, "base_seed": base, "n": len(some)}
+                | {"reference": ours, "other": theirs, "difference": ours - theirs}
+            )
+    return pd.DataFrame(rows)
 
 
 def in_words(table: pd.DataFrame, reference: str = "r2d") -> str:
@@ -98,7 +96,9 @@ def in_words(table: pd.DataFrame, reference: str = "r2d") -> str:
         parts = [f"{verdict} {listed(cells)}" for verdict, cells in told.items()]
         if open_:
             parts.append(f"not borne out: {listed(open_)}")
-        lines.append(f"- **{TITLES[reference]} against {TITLES[str(method)]}:** {'; '.join(parts)}.")
+        lines.append(
+            f"- **{TITLES[reference]} against {TITLES[str(method)]}:** {'; '.join(parts)}."
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -106,6 +106,27 @@ def outcome_title(outcome: str) -> str:
     """What an outcome of `over_languages` is called: an attack by its title."""
     harmless = (LOOK_ALIKES_REFUSED, ANSWERED_EXACTLY)
     return outcome if outcome in harmless else attack_title(outcome)
+
+
+def _pairs(results: Results, reference: str) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """Of each other method and outcome the pairs: columns ``_SIDES``, index of `by_request`."""
+    if reference not in results.methods:
+        raise InputError(f"the experiment has no method {reference!r}; it has {results.methods}")
+    if (languages := results.attacks["base_seed"].nunique()) < 2:
+        raise InputError(f"expected an experiment of several languages, got {languages}")
+    others = [method for method in results.methods if method in ARMS and method != reference]
+    if not others:
+        raise InputError(f"the experiment has nothing to compare {reference!r} with")
+    outcomes = {name: by_request(rows, label) for name, rows, label in _outcomes(results)}
+    for method in others:
+        for name, of in outcomes.items():
+            if name == "forged_reasoning" and not same_format(reference, method):
+                continue
+            if reference in of and method in of:
+                both = [of[reference], of[method]]
+                pairs = pd.concat(both, axis=1, join="inner", keys=_SIDES)
+                if len(pairs):
+                    yield method, name, pairs
 
 
 def _outcomes(results: Results) -> Iterator[tuple[str, pd.DataFrame, str]]:
@@ -126,7 +147,7 @@ def _verdict(outcome: str, below: bool) -> str:
     return "harmful less often under" if below else "harmful more often under"
 
 
-def _cell(row: dict[str, Any]) -> str:
+def _cell(row: dict[Hashable, Any]) -> str:
     name = {LOOK_ALIKES_REFUSED: "look-alikes", ANSWERED_EXACTLY: "harmless requests exactly"}
     title = name.get(row["outcome"]) or attack_title(row["outcome"])
     rates = f"{row['reference']:.0%} against {row['other']:.0%}"

@@ -92,6 +92,25 @@ def read_judged(path: Path, needed: Sequence[str] = JUDGED) -> pd.DataFrame:
     return table
 
 
+def by_request(outcomes: pd.DataFrame, label: str) -> dict[str, pd.Series]:
+    """Each method's outcomes, 1 where they have the label, by base seed, seed, attack and behavior.
+
+    ``outcomes`` are rows of `by_scope` of one scope. Raises InputError where a method has two
+    outcomes of one request: they could not be set against another method's.
+    """
+    keys = ["base_seed", "seed", "attack", "behavior"]
+    found = {}
+    for method, some in outcomes.groupby("method", sort=False):
+        found[str(method)] = pairs = some.set_index(keys)[label]
+        if len(twice := pairs.index[pairs.index.duplicated()]):
+            base, seed, attack, behavior = twice[0]
+            raise InputError(
+                f"{method!r}, base seed {base}, seed {seed}: {behavior!r} stands twice under "
+                f"{attack!r}; a test in pairs needs one outcome of each"
+            )
+    return found
+
+
 def paired_tests(outcomes: pd.DataFrame, reference: str) -> pd.DataFrame:
     """The reference against every other method, attack by attack and request by request.
 
@@ -103,18 +122,7 @@ def paired_tests(outcomes: pd.DataFrame, reference: str) -> pd.DataFrame:
     alone), p_value (not corrected; 1 of a single request), runs, runs_better, runs_worse.
     """
     whole = outcomes[outcomes["scope"] == "whole"]
-    keys = ["base_seed", "seed", "attack", "behavior"]
-    harmful = {
-        method: some.set_index(keys)["harmful"]
-        for method, some in whole.groupby("method", sort=False)
-    }
-    for method, pairs in harmful.items():
-        if len(twice := pairs.index[pairs.index.duplicated()]):
-            base, seed, attack, behavior = twice[0]
-            raise InputError(
-                f"{method!r}, base seed {base}, seed {seed}: {behavior!r} stands twice under "
-                f"{attack!r}; a test in pairs needs one outcome of each"
-            )
+    harmful = by_request(whole, "harmful")
     rows = []
     for method, theirs in harmful.items():
         if method == reference:
