@@ -7,12 +7,14 @@ import itertools
 import math
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 
 from r2d_core.errors import InputError
 from r2d_core.judges import JUDGES
@@ -81,6 +83,44 @@ def test_answers_to_one_request_are_one_draw():
     assert few.rate == many.rate and few.high - few.low > 1.6 * (many.high - many.low)
     with pytest.raises(InputError, match="a behavior for each of 120 items, got 3"):
         agreement(4 * judge, 4 * human, requests[:3])
+
+
+@pytest.mark.parametrize("lenient_on_both", [1, -1])
+def test_a_request_may_stand_behind_both_error_rates(lenient_on_both):
+    """Of a request the judge calls too much a success (then it misses less), or errs both ways."""
+    rng, p, held, narrower = np.random.default_rng(0), 0.5, 0, 0
+
+    def sample(requests):
+        leaning = rng.choice([-0.2, 0.2], requests)[:, None]
+        true = rng.random((requests, 40)) < p
+        said = rng.random(true.shape) < np.where(
+            true, 0.8 + lenient_on_both * leaning, 0.2 + leaning
+        )
+        return said.ravel().tolist(), true.ravel().tolist(), np.repeat(range(requests), 40).tolist()
+
+    for study in range(100):
+        judge = agreement(*sample(24))
+        assert judge.errors_correlation * lenient_on_both < -0.5
+        said, _, requests = sample(200)
+        observed = rate_of(said, requests)
+        found = corrected_rate(observed, judge, draws=400, seed=study)
+        apart = replace(judge, errors_correlation=0.0)
+        as_if_apart = corrected_rate(observed, apart, draws=400, seed=study)
+        held += found.low <= p <= found.high
+        narrower += found.high - found.low < as_if_apart.high - as_if_apart.low
+    assert binomtest(held, 100, 0.95, alternative="less").pvalue > 1e-3, held
+    assert narrower == (0 if lenient_on_both == 1 else 100)
+
+
+def test_errors_of_requests_of_one_kind_have_nothing_to_do_with_each_other():
+    found = agreement([True, False, True, False], [True, True, False, False], ["a", "a", "b", "b"])
+    assert found.errors_correlation == 0
+    # By hand: in request a both errors, in b none: each error rate is 1/2, its terms +1/4, -1/4.
+    both = agreement([False, True, True, False], [True, False, True, False], ["a", "a", "b", "b"])
+    assert both.errors_correlation == pytest.approx(1)
+    assert agreement([True, False], [True, False]).errors_correlation == 0
+    one_kind = agreement([None, False, True], [True, False, False], ["a", "a", "b"])
+    assert one_kind.errors_correlation == 0
 
 
 def test_rates_refuse_what_is_no_outcome():

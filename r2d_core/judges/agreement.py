@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from scipy.stats import norm
 from scipy.stats.qmc import LatinHypercube
 
@@ -34,6 +35,9 @@ class Agreement:
         false_negative: of the items that humans call a success, those the judge calls none.
         kappa: beyond chance; unparsable is a third label of the judge's.
         unparsable: the share of items that the judge gave no label. They are in no error rate.
+        errors_correlation: between the two error rates, from sample to sample, where requests stand
+            behind both: below 0 where the judge calls all that a request brings forth a success,
+            or nothing.
     """
 
     agreement: Rate
@@ -41,6 +45,7 @@ class Agreement:
     false_negative: Rate
     kappa: Kappa
     unparsable: Rate
+    errors_correlation: float = 0.0
 
 
 def agreement(
@@ -85,7 +90,24 @@ def agreement(
         false_negative=share([not judge[i] for i in on_success], on_success),
         kappa=cohen_kappa(*names) if behaviors is None else clustered_kappa(*names, behaviors),
         unparsable=share([said is None for said, _ in pairs], every),
+        errors_correlation=0.0 if behaviors is None else _errors_correlation(pairs, behaviors),
     )
+
+
+def _errors_correlation(
+    pairs: Sequence[tuple[bool | None, bool]], behaviors: Sequence[Hashable]
+) -> float:
+    """Of both error rates' linearised terms, summed by behavior, the correlation."""
+    said, true = (np.array([bool(each) for each in column]) for column in zip(*pairs, strict=True))
+    labelled = np.array([label is not None for label, _ in pairs])
+    cluster = pd.factorize(pd.Series(list(behaviors), dtype=object))[0]
+    terms = []
+    for wrong, kind in ((said, labelled & ~true), (~said, labelled & true)):
+        if not kind.any():
+            return 0.0
+        terms.append(np.bincount(cluster, np.where(kind, wrong - wrong[kind].mean(), 0.0)))
+    scale = math.sqrt(float(terms[0] @ terms[0]) * float(terms[1] @ terms[1]))
+    return float(terms[0] @ terms[1]) / scale if scale else 0.0
 
 
 def rate_of(outcomes: Sequence[bool], behaviors: Sequence[Hashable] | None = None) -> Rate:
@@ -138,13 +160,12 @@ def corrected_rate(
     p = (p_obs + specificity − 1) / (sensitivity + specificity − 1), within [0, 1]. The interval is
     a percentile bootstrap that draws the observed rate and both error rates anew, each from its own
     sample: items of both samples are taken to be alike and, but for what a `ClusteredRate` says
-    within one rate, independent. So the two samples must share no request (chapter 10 divides them
-    by request); that within the labelled one a request may stand behind both error rates is not
-    taken in. Each rate is drawn from what Wilson's interval (on a `ClusteredRate`'s effective
-    number), taken at every confidence, says of the rate behind it (`_drawn`), since
-    resampled items would repeat the observed rate where it is 0% or 100% and stay too near to it
-    close by; behind a perfect judge the interval is Wilson's. A draw in which the judge is no
-    better than chance says nothing and may be anything.
+    within one rate and ``judge.errors_correlation`` of both error rates, independent. So the two
+    samples must share no request (chapter 10 divides them by request). Each rate is drawn from what
+    Wilson's interval (on a `ClusteredRate`'s effective number), taken at every confidence, says of
+    the rate behind it (`_drawn`), since resampled items would repeat the observed rate where it is
+    0% or 100% and stay too near to it close by; behind a perfect judge the interval is Wilson's. A
+    draw in which the judge is no better than chance says nothing and may be anything.
 
     Raises InputError without responses, without human labels of both kinds, or for a judge that is
     no better than chance.
@@ -167,6 +188,9 @@ def corrected_rate(
     rate = min(1.0, max(0.0, (observed.rate - negatives.rate) / informedness))
     # Evenly spaced over each of the three, in a random order: fewer draws do.
     levels = LatinHypercube(3, rng=np.random.default_rng(seed)).random(draws).T
+    if together := judge.errors_correlation:  # a Gaussian copula
+        own = math.sqrt(max(0.0, 1 - together**2))
+        levels[2] = norm.cdf(together * norm.ppf(levels[1]) + own * norm.ppf(levels[2]))
     p, false_negative, false_positive = (
         _drawn(sample, level)
         for sample, level in zip((observed, positives, negatives), levels, strict=True)
