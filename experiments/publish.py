@@ -27,10 +27,9 @@ from r2d_core.errors import InputError
 from r2d_core.metrics import wilson_interval
 from r2d_core.plots import difference_intervals
 from r2d_core.records import atomic_directory, write_text_atomic
-from r2d_core.toy.arms import ARMS
 from r2d_core.toy.findings import findings, tokens_spent
 from r2d_core.toy.judge import LABELS
-from r2d_core.toy.languages import by_language, in_words, over_languages
+from r2d_core.toy.languages import by_language, comparable, in_words, over_languages
 from r2d_core.toy.outcomes import packed
 from r2d_core.toy.results import Results, judged_of, read_published
 
@@ -134,8 +133,7 @@ def differences(published: Results) -> dict[str, str]:
     ``differences.csv`` and ``differences_by_language.csv`` (`over_languages`, `by_language`), the
     sentences and the figure of them.
     """
-    compared = {"r2d"} < set(published.methods) & set(ARMS)
-    if published.attacks["base_seed"].nunique() < 2 or not compared:
+    if not comparable(published):
         return {}
     table, single = over_languages(published), by_language(published)
     figure = difference_intervals(

@@ -45,6 +45,7 @@ from r2d_core import plots
 from r2d_core.provenance import footer_html, provenance
 from r2d_core.records import write_json_atomic, write_text_atomic
 from r2d_core.toy.arms import TITLES
+from r2d_core.toy.languages import by_language, comparable, in_words, over_languages
 from r2d_core.toy.results import read_results
 from r2d_core.toy.stages import default_experiment
 
@@ -117,6 +118,30 @@ shown = tests.assign(method=tests["method"].map(TITLES)).rename(
     }
 )
 display(plots.table(shown, index=False, number="{:.2g}", missing="too few requests"))
+
+# %% [markdown]
+# ## In another language
+#
+# All of that is about other requests to the same base models. Where an experiment has several
+# languages (base seeds), each with a base model of its own, the language can be the draw: the mean
+# difference in points, with Student's interval over the languages, and a small circle for each. A
+# difference is *borne out* where p, Holm-corrected over the outcomes of one comparison, is below
+# 0.05 and no language points the other way. {doc}`/book/six_languages` asks this of six.
+
+# %% tags=["hide-input"]
+if comparable(results):
+    over = over_languages(results)
+    display(Markdown(in_words(over)))
+    display(
+        plots.difference_intervals(
+            over,
+            by_language(results),
+            alt="How far R2D's rate is from each other method's, a panel for each outcome, with "
+            "95% intervals over languages and a marker for each language.",
+        )
+    )
+else:
+    display(Markdown("*This experiment has one language: there is nothing to say of another.*"))
 
 # %% [markdown]
 # ## Pivot accuracy and loss on the evaluation split

@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+import pandas as pd
 import psutil
 import pytest
 import yaml
@@ -141,6 +142,34 @@ def test_a_notebook_by_plain_papermill_gives_what_the_grid_gave(unbroken, tmp_pa
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-5000:]
     assert (tmp_path / "alone" / made).read_bytes() == (given / made).read_bytes()
+
+
+def test_a_grid_of_two_languages_says_what_holds_over_them(unbroken, tmp_path):
+    """The grid's base model twice, under two seeds: the chapter reads no more than that."""
+    given = unbroken / "results" / "smoke"
+    for base in ("base0", "base1"):
+        shutil.copytree(given / "base0", tmp_path / "grid" / base)
+    for file in (tmp_path / "grid" / "base1").rglob("outcomes.csv"):
+        table = pd.read_csv(file)
+        file.write_text(table.assign(base_seed=1).to_csv(index=False))
+    papermill = [sys.executable, "-m", "papermill", "notebooks/06_ablations.ipynb"]
+    papermill += [str(tmp_path / "out.ipynb"), "-k", "python3"]
+    papermill += ["-p", "experiment_dir", str(tmp_path / "grid")]
+    papermill += ["-p", "output_dir", str(tmp_path / "ablations")]
+    done = subprocess.run(
+        papermill, cwd=unbroken, env=environment(unbroken), capture_output=True, text=True,
+        timeout=900,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-5000:]
+    cells = json.loads((tmp_path / "out.ipynb").read_text())["cells"]
+    (at,) = (
+        n for n, cell in enumerate(cells) if "## In another language" in "".join(cell["source"])
+    )
+    shown = json.dumps(cells[at + 1]["outputs"])
+    assert "R2D against Refusal tuning:**" in shown and "harmless answered exactly" in shown
+    assert "r2d-figure" in shown and "difference, points" in shown
+    tests = pd.read_csv(tmp_path / "ablations" / "paired_tests.csv")
+    assert tests["runs"].tolist() == [2] * len(tests)
 
 
 SEEN = "<script>window.hacked = 1</script>"  # as a reader is to see it

@@ -1,7 +1,8 @@
 """One method against the others, language by language: what may be said of the next language.
 
-    table = over_languages(results)     # a row a method and outcome, the languages being the draws
-    print(in_words(table))
+    if comparable(results):
+        table = over_languages(results)     # a row a method and outcome; languages are the draws
+        print(in_words(table))
 
 Each language (base seed) has a base model, requests and safety trainings of its own.
 """
@@ -26,6 +27,15 @@ from r2d_core.toy.results import SIGNIFICANT, Results
 LOOK_ALIKES_REFUSED = "look-alikes refused"
 ANSWERED_EXACTLY = "harmless answered exactly"
 _SIDES = ["reference", "other"]
+
+
+def comparable(results: Results, reference: str = "r2d") -> bool:
+    """Whether there are several languages, and beside ``reference`` a method that was trained."""
+    return (
+        results.attacks["base_seed"].nunique() > 1
+        and reference in results.methods
+        and bool(_others(results, reference))
+    )
 
 
 def over_languages(results: Results, reference: str = "r2d") -> pd.DataFrame:
@@ -114,8 +124,7 @@ def _pairs(results: Results, reference: str) -> Iterator[tuple[str, str, pd.Data
         raise InputError(f"the experiment has no method {reference!r}; it has {results.methods}")
     if (languages := results.attacks["base_seed"].nunique()) < 2:
         raise InputError(f"expected an experiment of several languages, got {languages}")
-    others = [method for method in results.methods if method in ARMS and method != reference]
-    if not others:
+    if not (others := _others(results, reference)):
         raise InputError(f"the experiment has nothing to compare {reference!r} with")
     outcomes = {name: by_request(rows, label) for name, rows, label in _outcomes(results)}
     for method in others:
@@ -127,6 +136,10 @@ def _pairs(results: Results, reference: str) -> Iterator[tuple[str, str, pd.Data
                 pairs = pd.concat(both, axis=1, join="inner", keys=_SIDES)
                 if len(pairs):
                     yield method, name, pairs
+
+
+def _others(results: Results, reference: str) -> list[str]:
+    return [method for method in results.methods if method in ARMS and method != reference]
 
 
 def _outcomes(results: Results) -> Iterator[tuple[str, pd.DataFrame, str]]:
