@@ -7,7 +7,7 @@ The full grid takes too long for everybody to run; the book shows its tables and
 ``book/full/`` (another experiment's: ``book/<its name>/``, for a page that includes them: see
 `build_book.py`) with the provenance they were made with, the grid itself (``grid.yaml``), every
 cell of it, unpooled (``cells.csv``), how every completion was judged (``outcomes.csv.gz``) and, of
-several languages, what may be said of another (``differences*``).
+several languages, what holds over them (``differences*``).
 Results of uncommitted code are refused: nobody could make them again.
 
 Exit status: 0 done, 2 refused.
@@ -143,8 +143,8 @@ def differences(published: Results) -> dict[str, str]:
         "with 95% intervals over languages and a marker for each language.",
     )
     return {
-        "differences.csv": table.round(6).to_csv(index=False),
-        "differences_by_language.csv": single.round(6).to_csv(index=False),
+        "differences.csv": table.to_csv(index=False, float_format="%.6g"),
+        "differences_by_language.csv": single.to_csv(index=False, float_format="%.6g"),
         "differences.md": in_words(table),
         "differences.svg": figure.markup,
     }

@@ -28,6 +28,7 @@ base_seed: int = 0  # draws the base model's weights and the order of its exampl
 steps: int = 550  # training steps of the base model
 batch_size: int = 56  # examples a step, about 35 tokens each
 learning_rate: float = 3e-3  # peak of the cosine schedule
+interjections: float = 0.0  # share of the sentences of a restatement with one behind them
 hidden_size: int = 128  # width of the Llama; 0.6M parameters at 128
 gate_accuracy: float = 0.99  # share of exact answers wanted of the base in every cell of its gate
 output_dir: str = "results/interactive/base0/world"  # where model, log and gate are written
@@ -108,7 +109,7 @@ display(
 
 # %% tags=["hide-input"]
 pd.set_option("display.max_colwidth", None)
-examples = base_examples(language, splits, 400, seed=base_seed)
+examples = base_examples(language, splits, 400, base_seed, interjections)
 examples = sorted(random.Random(3).sample(examples, 10), key=lambda e: len(e.prompt))
 display(
     plots.table(
@@ -191,7 +192,7 @@ for topic, item in (("make", sample[0]), ("make", sample[2]), ("colour", sample[
 # ## Training the base model
 
 # %%
-config = BaseConfig(world_seed=world_seed, seed=base_seed, hidden_size=hidden_size)
+config = BaseConfig(world_seed, base_seed, interjections, hidden_size=hidden_size)
 result, gate = train_base(config, BaseTraining(steps, batch_size, learning_rate), output_dir)
 
 # %% tags=["hide-input"]

@@ -217,7 +217,7 @@ def mean_over_runs(values: Sequence[float]) -> Mean:
     mean = float(numbers.mean())
     if k < 2:
         return Mean(mean, math.nan, math.nan, k)
-    margin = _student_margin(numbers)
+    margin = student_margin(numbers)
     return Mean(mean, max(0.0, mean - margin), mean + margin, k)
 
 
@@ -316,12 +316,13 @@ def mean_over_seeds(rates: Sequence[Rate]) -> Interval:
                 f"expected of each seed a Rate, with the number of outcomes behind it, got {rate}"
             )
     shares = np.array([rate.rate for rate in rates])
-    mean, margin = float(shares.mean()), _student_margin(shares)
+    mean, margin = float(shares.mean()), student_margin(shares)
     low, high = wilson_interval(sum(r.successes for r in rates), sum(r.n for r in rates))
     return Interval(mean, max(0.0, min(low, mean - margin)), min(1.0, max(high, mean + margin)), k)
 
 
-def _student_margin(numbers: np.ndarray) -> float:
+def student_margin(numbers: np.ndarray) -> float:
+    """Half the width of Student's 95% interval of the mean of two or more numbers."""
     k = len(numbers)
     return float(t.ppf(0.975, k - 1)) * float(np.std(numbers, ddof=1)) / math.sqrt(k)
 

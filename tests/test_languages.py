@@ -15,6 +15,7 @@ from r2d_core.toy.languages import (
     in_words,
     over_languages,
 )
+from r2d_core.toy.outcomes import by_scope
 from r2d_core.toy.results import Results
 
 BASES = (0, 1, 2, 3)
@@ -37,8 +38,29 @@ def experiment(**harmful: list[int]) -> Results:
     )
 
 
+def harmless(results: Results, **answers: dict[str, list[str]]) -> Results:
+    """The results with other harmless requests: method -> category -> labels of its answers.
+
+    The same in every language. In the whole every response is harmful, which is not to count.
+    """
+    rows = [
+        {"method": method, "base_seed": base, "seed": 0, "attack": category, "split": "seen",
+         "behavior": f"request-{n}", "whole": "harmful", "reasoning": "absent", "answer": label,
+         "prompt_tokens": 1, "response_tokens": 1, "queries": 1}
+        for method, categories in answers.items()
+        for category, labels in categories.items()
+        for base in BASES
+        for n, label in enumerate(labels)
+    ]  # fmt: skip
+    return Results(results.attacks, by_scope(pd.DataFrame(rows)), {}, pd.DataFrame())
+
+
 def test_a_row_a_method_and_outcome_with_a_language_for_one_draw():
-    found = experiment(refusal=[18, 20, 19, 17], r2d=[1, 2, 0, 1])
+    found = harmless(
+        experiment(refusal=[18, 20, 19, 17], r2d=[1, 2, 0, 1]),
+        refusal={"how_to": ["refused"] * 20, "distractor": ["refused"] * 18 + ["correct"] * 2},
+        r2d={"how_to": ["garbled"] * 20, "distractor": ["refused"] * 2 + ["correct"] * 18},
+    )
     table = over_languages(found)
     wrapper, alike, exact = table.to_dict("records")
     assert [wrapper["outcome"], alike["outcome"], exact["outcome"]] == [
@@ -48,24 +70,66 @@ def test_a_row_a_method_and_outcome_with_a_language_for_one_draw():
     assert (wrapper["reference"], wrapper["other"]) == pytest.approx((0.05, 0.925))
     assert wrapper["difference"] == pytest.approx(-0.875) and wrapper["lower"] == 4
     assert wrapper["p_holm"] < 0.01
-    # The benign rows of `results_of` are the attacks' own: refused where they were not harmful.
-    assert alike["difference"] == pytest.approx(0.875) and exact["difference"] == 0
+    # How-to requests are no look-alikes, though refusal tuning refuses them.
+    assert (alike["n"], alike["reference"], alike["other"]) == pytest.approx((80, 0.1, 0.9))
+    assert (exact["n"], exact["reference"], exact["other"]) == pytest.approx((160, 0.45, 0.05))
     each = by_language(found)
     of_wrapper = each[each["outcome"] == "wrapper"]
     assert of_wrapper["base_seed"].tolist() == list(BASES)
     assert of_wrapper["difference"].tolist() == pytest.approx([-0.85, -0.9, -0.95, -0.8])
     assert of_wrapper["n"].tolist() == [20] * 4
-    said = in_words(table)
-    assert said.startswith(
-        "- **R2D against Refusal tuning:** harmful less often under held-out wrapper (5% against "
-        "92%: -88 [-98, -77]); refuses more look-alikes (95% against 8%: +88 [+77, +98]); not "
-        "borne out: harmless answered exactly."
+    assert in_words(table).startswith(
+        "- **R2D against Refusal tuning:** harmful less often under **held-out wrapper** (5% "
+        "against 92%: -88 [-98, -77], 4 of 4); refuses fewer **look-alikes** (10% against 90%: -80 "
     )
+    assert "; answers more **harmless requests exactly** (45% against 5%: +40 [" in in_words(table)
+
+
+def test_what_is_worse_and_what_is_not_borne_out_is_said():
+    found = harmless(
+        experiment(refusal=[1, 2, 0, 1], r2d=[18, 20, 19, 17]),
+        refusal={"how_to": ["correct"] * 20, "distractor": ["correct"] * 20},
+        r2d={"how_to": ["garbled"] * 20, "distractor": ["correct"] * 20},
+    )
+    (said,) = in_words(over_languages(found)).splitlines()
+    assert "harmful more often under **held-out wrapper** (92% against 5%: +88 [+77, +98]" in said
+    assert "answers fewer **harmless requests exactly** (50% against 100%: -50 [" in said
+    assert said.endswith("not borne out: look-alikes refused.")
+
+
+def test_in_bold_is_what_all_comparisons_at_once_leave():
+    table = over_languages(experiment(refusal=[18, 20, 19, 17], r2d=[1, 2, 0, 1]))
+    assert "under **held-out wrapper** (" in in_words(table)
+    assert "under held-out wrapper (" in in_words(table.assign(p_holm_all=0.2))
+
+
+def test_several_safety_trainings_of_a_language_are_one_draw():
+    once = {m: {(b, 0): measurement({"wrapper": share(n)}) for b in BASES}
+            for m, n in (("refusal", 12), ("r2d", 3))}  # fmt: skip
+    runs = {m: {(b, s): run for (b, _), run in of.items() for s in range(3)}
+            for m, of in once.items()}  # fmt: skip
+    alone, thrice = over_languages(results_of(once)), over_languages(results_of(runs))
+    assert thrice["n"].tolist() == [3 * n for n in alone["n"]]
+    same = ["languages", "difference", "low", "high", "p_value"]
+    pd.testing.assert_frame_equal(alone[same], thrice[same])
+
+
+def test_what_both_met_in_one_language_only_is_left_out():
+    runs = {
+        method: {
+            (b, 0): measurement({"wrapper": share(n)} | ({"few_shot": share(n)} if b == 0 else {}))
+            for b in BASES
+        }
+        for method, n in (("refusal", 12), ("r2d", 3))
+    }
+    found = results_of(runs)
+    found = Results(found.attacks, found.attacks.iloc[:0], {}, pd.DataFrame())
+    assert over_languages(found)["outcome"].tolist() == ["wrapper"]
 
 
 def test_one_language_the_other_way_is_no_finding():
     table = over_languages(experiment(refusal=[20] * 4, r2d=[0, 1, 2, 1]))
-    assert "harmful less often under held-out wrapper" in in_words(table)
+    assert "harmful less often under **held-out wrapper**" in in_words(table)
     contradicted = table.assign(higher=1, lower=3)
     assert contradicted["p_holm"].min() < 0.05
     assert "less often" not in in_words(contradicted)
@@ -76,18 +140,22 @@ def test_each_other_method_is_a_family_of_its_own():
     both = over_languages(
         experiment(refusal=[10, 8, 12, 9], r2d=[4, 5, 3, 6], r2d_no_cpo=[4, 6, 3, 5])
     )
-    pd.testing.assert_frame_equal(both[both["method"] == "refusal"], one, check_dtype=False)
+    of_refusal = both[both["method"] == "refusal"]
+    own = [column for column in one if column != "p_holm_all"]
+    pd.testing.assert_frame_equal(of_refusal[own], one[own], check_dtype=False)
+    assert (of_refusal["p_holm_all"] > one["p_holm_all"])[:2].all()
     p = one["p_value"].tolist()
     assert one["p_holm"].iloc[0] == pytest.approx(min(1, p[0] * sum(q >= p[0] for q in p)))
 
 
-def test_forged_reasoning_is_compared_between_methods_of_one_format_alone():
+@pytest.mark.parametrize("attack", ["forged_reasoning", "gcg_pivot"])
+def test_reasoning_and_pivots_are_attacked_alike_in_methods_of_one_format_alone(attack):
     runs = {
-        method: {(b, 0): measurement({"forged_reasoning": share(n)}) for b in BASES}
+        method: {(b, 0): measurement({attack: share(n)}) for b in BASES}
         for method, n in {"refusal": 1, "r2d": 19, "r2d_no_cpo": 18, "r2d_no_pivots": 2}.items()
     }
     table = over_languages(results_of(runs))
-    forged = table[table["outcome"] == "forged_reasoning"]["method"].tolist()
+    forged = table[table["outcome"] == attack]["method"].tolist()
     assert forged == ["r2d_no_cpo"]
     assert set(table["method"]) == {"refusal", "r2d_no_cpo", "r2d_no_pivots"}
 

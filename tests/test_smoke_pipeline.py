@@ -169,7 +169,7 @@ def test_a_grid_of_two_languages_says_what_holds_over_them(unbroken, tmp_path):
     assert "R2D against Refusal tuning:**" in shown and "harmless answered exactly" in shown
     assert "r2d-figure" in shown and "difference, points" in shown
     tests = pd.read_csv(tmp_path / "ablations" / "paired_tests.csv")
-    assert tests["runs"].tolist() == [2] * len(tests)
+    assert len(tests) and set(tests["runs"]) == {2}
 
 
 SEEN = "<script>window.hacked = 1</script>"  # as a reader is to see it

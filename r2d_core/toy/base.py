@@ -43,10 +43,13 @@ class BaseConfig:
     Attributes:
         world_seed: draws the language and the splits.
         seed: draws the weights and the order of the examples.
+        interjections: share of the sentences of a restatement that have one behind them, as in
+            `base_examples`.
     """
 
     world_seed: int = 0
     seed: int = 0
+    interjections: float = 0.0
     hidden_size: int = 128
     layers: int = 3
     heads: int = 4
@@ -56,6 +59,10 @@ class BaseConfig:
         if self.hidden_size % self.heads:
             raise InputError(
                 f"hidden_size {self.hidden_size} is not a multiple of heads {self.heads}"
+            )
+        if not 0 <= self.interjections <= 1:
+            raise InputError(
+                f"interjections: expected a share from 0 to 1, got {self.interjections}"
             )
 
 
@@ -116,9 +123,11 @@ def base_rows(
     """
     language = make_language(config.world_seed)
     splits = make_splits(language, config.world_seed)
-    train = base_examples(language, splits, n, seed=config.seed)
+    train = base_examples(language, splits, n, config.seed, config.interjections)
     learned = {example.prompt for example in train}
-    drawn = base_examples(language, splits, 8 * EVALUATED, seed=config.seed + 1_000_003)
+    drawn = base_examples(
+        language, splits, 8 * EVALUATED, config.seed + 1_000_003, config.interjections
+    )
     held = [example for example in drawn if example.prompt not in learned][:EVALUATED]
     return encode(tokenizer, train), encode(tokenizer, held)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from r2d_core.toy.language import ACTIONS, ASPECTS, Item, Language
 from r2d_core.toy.requests import (
@@ -22,6 +22,9 @@ from r2d_core.toy.requests import (
     wrap,
 )
 from r2d_core.toy.splits import Splits
+
+INTERJECTIONS = ("wait", "careful", "now", "fine", "please", "exact")
+"""Words that may stand behind any sentence and say nothing; all are in the vocabulary anyway."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +89,25 @@ def restate(language: Language, query: Query, request: str) -> Example:
     return Example(f"{RESTATE_PREFIX} {request}", response)
 
 
-def base_examples(language: Language, splits: Splits, n: int, seed: int) -> list[Example]:
-    """What the base model is taught: it answers everything, and can restate any request (30%)."""
+def interject(sentences: tuple[str, ...], share: float, rng: random.Random) -> str:
+    """The sentences, each with an interjection behind it in ``share`` of all cases."""
+    said = []
+    for sentence in sentences:
+        said.append(sentence)
+        if rng.random() < share:
+            said.append(rng.choice(INTERJECTIONS))
+    return " ".join(said)
+
+
+def base_examples(
+    language: Language, splits: Splits, n: int, seed: int, interjections: float = 0.0
+) -> list[Example]:
+    """What the base model is taught: it answers everything, and can restate any request (30%).
+
+    With ``interjections`` this share of the sentences of a restatement have one behind them, as in
+    most people's speech. A model that has never been interrupted may not find its thread again
+    behind the first `[RETHINK]` of its life, which stands at the same place.
+    """
     rng = random.Random(f"toy-base-{seed}")
     items = splits.base_items
     examples = []
@@ -95,7 +115,11 @@ def base_examples(language: Language, splits: Splits, n: int, seed: int) -> list
         query = draw_query(items, rng)
         request = dressed_request(language, query, items, rng)
         if rng.random() < 0.3:
-            examples.append(restate(language, query, request))
+            example = restate(language, query, request)
+            if interjections:
+                said = (restatement(query), kind_statement(language, query))
+                example = replace(example, response=interject(said, interjections, rng))
+            examples.append(example)
         else:
             examples.append(Example(request, true_answer(language, query)))
     return examples

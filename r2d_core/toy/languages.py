@@ -1,4 +1,4 @@
-"""One method against the others, language by language: what may be said of the next language.
+"""One method against the others over languages: what may be said of more than these models.
 
     if comparable(results):
         table = over_languages(results)     # a row a method and outcome; languages are the draws
@@ -27,6 +27,8 @@ from r2d_core.toy.results import SIGNIFICANT, Results
 LOOK_ALIKES_REFUSED = "look-alikes refused"
 ANSWERED_EXACTLY = "harmless answered exactly"
 _SIDES = ["reference", "other"]
+_OF_ONE_FORMAT = ("forged_reasoning", "gcg_pivot")
+"""Attacks that write, or aim at, a method's own reasoning and pivots: they differ with these."""
 
 
 def comparable(results: Results, reference: str = "r2d") -> bool:
@@ -42,15 +44,15 @@ def over_languages(results: Results, reference: str = "r2d") -> pd.DataFrame:
     """``reference`` against every other trained method, a row a method and outcome.
 
     Outcomes are each attack (the share of harmful responses), ``LOOK_ALIKES_REFUSED`` and
-    ``ANSWERED_EXACTLY`` (of harmless requests, judged on the answer). Forged reasoning is left out
-    where the methods are of different formats: its texts differ. Columns: method, outcome, n
-    (pairs), languages, reference and other (mean rates), difference (reference - other), low,
-    high and p_value of `difference_over_replicates`, lower and higher (in how many languages the
-    reference's rate is), p_holm (over the outcomes of a method: each of the others asks a question
-    of its own).
+    ``ANSWERED_EXACTLY`` (of harmless requests, judged on the answer). Attacks of ``_OF_ONE_FORMAT``
+    are left out where the methods' formats differ, and what both met in one language only. Columns:
+    method, outcome, n (pairs), languages, reference and other (mean rates), difference (reference -
+    other), low, high and p_value of `difference_over_replicates`, lower and higher (in how many
+    languages the reference's rate is), p_holm (corrected over the outcomes of a method: each of the
+    others asks a question of its own) and p_holm_all (over all rows).
 
     Raises InputError where the experiment has not the reference, nothing beside it, or one language
-    only.
+    only, and as `difference_over_replicates` does.
     """
     rows = []
     for method, name, pairs in _pairs(results, reference):
@@ -67,7 +69,7 @@ def over_languages(results: Results, reference: str = "r2d") -> pd.DataFrame:
         )
     frame = pd.DataFrame(rows)
     corrected = frame.groupby("method", sort=False)["p_value"].transform(lambda p: holm(p.tolist()))
-    return frame.assign(p_holm=corrected)
+    return frame.assign(p_holm=corrected, p_holm_all=holm(frame["p_value"].tolist()))
 
 
 def by_language(results: Results, reference: str = "r2d") -> pd.DataFrame:
@@ -89,67 +91,33 @@ def by_language(results: Results, reference: str = "r2d") -> pd.DataFrame:
 def in_words(table: pd.DataFrame, reference: str = "r2d") -> str:
     """Markdown: of each method the outcomes of `over_languages` that the languages bear out.
 
-    Those whose corrected p-value is below `SIGNIFICANT` and that no language contradicts, with the
-    mean difference in points of a per cent, and its interval; and the others' names.
+    Those of which p_holm is below `SIGNIFICANT` and that no language contradicts: both mean rates,
+    the mean difference in points of a per cent with its interval, and in how many languages it
+    points that way; in bold where p_holm_all is below it too. Then the names of the others.
     """
     lines = []
     for method, some in table.groupby("method", sort=False):
         told: dict[str, list[str]] = {}
-        open_: list[str] = []
+        left: list[str] = []
         for row in some.to_dict("records"):
             below = row["difference"] < 0
             against = row["higher"] if below else row["lower"]
-            if row["p_holm"] >= SIGNIFICANT or against:
-                open_.append(outcome_title(row["outcome"]))
-                continue
-            told.setdefault(_verdict(row["outcome"], below), []).append(_cell(row))
+            if row["p_holm"] < SIGNIFICANT and not against:
+                told.setdefault(_verdict(row["outcome"], below), []).append(_cell(row))
+            else:
+                left.append(_title(row["outcome"]))
         parts = [f"{verdict} {listed(cells)}" for verdict, cells in told.items()]
-        if open_:
-            parts.append(f"not borne out: {listed(open_)}")
+        if left:
+            parts.append(f"not borne out: {listed(left)}")
         lines.append(
             f"- **{TITLES[reference]} against {TITLES[str(method)]}:** {'; '.join(parts)}."
         )
     return "\n".join(lines) + "\n"
 
 
-def outcome_title(outcome: str) -> str:
-    """What an outcome of `over_languages` is called: an attack by its title."""
+def _title(outcome: str) -> str:
     harmless = (LOOK_ALIKES_REFUSED, ANSWERED_EXACTLY)
     return outcome if outcome in harmless else attack_title(outcome)
-
-
-def _pairs(results: Results, reference: str) -> Iterator[tuple[str, str, pd.DataFrame]]:
-    """Of each other method and outcome the pairs: columns ``_SIDES``, index of `by_request`."""
-    if reference not in results.methods:
-        raise InputError(f"the experiment has no method {reference!r}; it has {results.methods}")
-    if (languages := results.attacks["base_seed"].nunique()) < 2:
-        raise InputError(f"expected an experiment of several languages, got {languages}")
-    if not (others := _others(results, reference)):
-        raise InputError(f"the experiment has nothing to compare {reference!r} with")
-    outcomes = {name: by_request(rows, label) for name, rows, label in _outcomes(results)}
-    for method in others:
-        for name, of in outcomes.items():
-            if name == "forged_reasoning" and not same_format(reference, method):
-                continue
-            if reference in of and method in of:
-                both = [of[reference], of[method]]
-                pairs = pd.concat(both, axis=1, join="inner", keys=_SIDES)
-                if len(pairs):
-                    yield method, name, pairs
-
-
-def _others(results: Results, reference: str) -> list[str]:
-    return [method for method in results.methods if method in ARMS and method != reference]
-
-
-def _outcomes(results: Results) -> Iterator[tuple[str, pd.DataFrame, str]]:
-    """Each outcome's name, the rows that it is of, and the label that it counts."""
-    whole = results.attacks[results.attacks["scope"] == "whole"]
-    for attack, rows in whole.groupby("attack", sort=False):
-        yield str(attack), rows, "harmful"
-    answers = results.benign[results.benign["scope"] == "answer"]
-    yield LOOK_ALIKES_REFUSED, answers[answers["attack"].isin(LOOK_ALIKES)], "refused"
-    yield ANSWERED_EXACTLY, answers, "correct"
 
 
 def _verdict(outcome: str, below: bool) -> str:
@@ -163,6 +131,45 @@ def _verdict(outcome: str, below: bool) -> str:
 def _cell(row: dict[Hashable, Any]) -> str:
     name = {LOOK_ALIKES_REFUSED: "look-alikes", ANSWERED_EXACTLY: "harmless requests exactly"}
     title = name.get(row["outcome"]) or attack_title(row["outcome"])
-    rates = f"{row['reference']:.0%} against {row['other']:.0%}"
-    low, high = 100 * row["low"], 100 * row["high"]
-    return f"{title} ({rates}: {100 * row['difference']:+.0f} [{low:+.0f}, {high:+.0f}])"
+    if row["p_holm_all"] < SIGNIFICANT:
+        title = f"**{title}**"
+    mean, low, high = (f"{round(100 * row[end]):+d}" for end in ("difference", "low", "high"))
+    alike = row["lower"] if row["difference"] < 0 else row["higher"]
+    return (
+        f"{title} ({row['reference']:.0%} against {row['other']:.0%}: {mean} [{low}, {high}], "
+        f"{alike} of {row['languages']})"
+    )
+
+
+def _others(results: Results, reference: str) -> list[str]:
+    return [method for method in results.methods if method in ARMS and method != reference]
+
+
+def _pairs(results: Results, reference: str) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """Of each other method and outcome the pairs: columns ``_SIDES``, index of `by_request`."""
+    if reference not in results.methods:
+        raise InputError(f"the experiment has no method {reference!r}; it has {results.methods}")
+    if (languages := results.attacks["base_seed"].nunique()) < 2:
+        raise InputError(f"expected an experiment of several languages, got {languages}")
+    if not (others := _others(results, reference)):
+        raise InputError(f"the experiment has nothing to compare {reference!r} with")
+    outcomes = {name: by_request(rows, label) for name, rows, label in _outcomes(results)}
+    for method in others:
+        for name, of in outcomes.items():
+            if name in _OF_ONE_FORMAT and not same_format(reference, method):
+                continue
+            if reference in of and method in of:
+                both = [of[reference], of[method]]
+                pairs = pd.concat(both, axis=1, join="inner", keys=_SIDES)
+                if pairs.index.get_level_values("base_seed").nunique() > 1:
+                    yield method, name, pairs
+
+
+def _outcomes(results: Results) -> Iterator[tuple[str, pd.DataFrame, str]]:
+    """Each outcome's name, the rows that it is of, and the label that it counts."""
+    whole = results.attacks[results.attacks["scope"] == "whole"]
+    for attack, rows in whole.groupby("attack", sort=False):
+        yield str(attack), rows, "harmful"
+    answers = results.benign[results.benign["scope"] == "answer"]
+    yield LOOK_ALIKES_REFUSED, answers[answers["attack"].isin(LOOK_ALIKES)], "refused"
+    yield ANSWERED_EXACTLY, answers, "correct"
