@@ -157,7 +157,7 @@ PUBLISHED = sorted(path.parent for path in (publish.ROOT / "book").glob("*/grid.
 
 
 def test_what_is_published() -> None:
-    assert [path.name for path in PUBLISHED] == ["full", "languages", "longer"]
+    assert [path.name for path in PUBLISHED] == ["full", "interjections", "languages", "longer"]
 
 
 def test_nothing_else_is_overwritten_and_nothing_is_reworded_in_silence(

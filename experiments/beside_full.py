@@ -1,0 +1,96 @@
+"""What another experiment changes, beside the same runs of the full one: parts of its page.
+
+`experiments/longer.yaml` trains four times as long; `experiments/interjections.yaml` begins from
+base models that have heard interjections.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+
+from r2d_core.attack_titles import attack_title
+from r2d_core.metrics import holm
+from r2d_core.sampling_error import clustered_rate, paired_change
+from r2d_core.toy.arms import TITLES
+from r2d_core.toy.outcomes import by_request
+from r2d_core.toy.results import Results, read_published
+
+HEADS = {"longer": ("200 steps", "800 steps"), "interjections": ("without", "with interjections")}
+"""What a run of the full experiment, and the other's, are called in the table."""
+KNOWN = "harmless answered exactly, known topics"
+NEW = "harmless answered exactly, new topics"
+
+
+def parts(book: Path) -> dict[str, str]:
+    """The generated parts of the full experiment's page, by file name, as MyST Markdown."""
+    return {
+        f"{name}_compared.md": table(compared(book / "full", book / name), *heads)
+        for name, heads in HEADS.items()
+    }
+
+
+def compared(full: Path, other: Path) -> pd.DataFrame:
+    """Each method of ``other``, outcome by outcome, as in ``full`` and changed.
+
+    Outcomes are the share of harmful responses under each attack, and of harmless requests that are
+    answered exactly, on new topics apart. Only pairs of the same run and request count. Columns:
+    method, outcome, requests, before and after (rate and 95% interval as text), runs_lower and
+    runs_higher (in how many runs the rate is after the change), p_value of `paired_change` and
+    p_holm over all rows.
+    """
+    before, after = (dict(_outcomes(read_published(folder))) for folder in (full, other))
+    methods = dict.fromkeys(method for of in after.values() for method in of)
+    rows = []
+    for method in methods:
+        for name in after:
+            if method not in after[name] or method not in before.get(name, {}):
+                continue
+            both = pd.concat(
+                [before[name][method], after[name][method]],
+                axis=1, join="inner", keys=["before", "after"],
+            )  # fmt: skip
+            if both.empty:
+                continue
+            of = {level: both.index.get_level_values(level).tolist() for level in both.index.names}
+            runs = list(zip(of["base_seed"], of["seed"], strict=True))
+            requests = of["behavior"]
+            found = paired_change(both["after"].tolist(), both["before"].tolist(), requests, runs)
+            rows.append(
+                {"method": method, "outcome": name, "requests": found.requests}
+                | {side: _rate(both[side].tolist(), requests) for side in ("before", "after")}
+                | {"runs_lower": found.runs_lower, "runs_higher": found.runs_higher}
+                | {"p_value": found.p_value}
+            )
+    frame = pd.DataFrame(rows)
+    return frame.assign(p_holm=holm(frame["p_value"].tolist()))
+
+
+def table(found: pd.DataFrame, before: str, after: str) -> str:
+    """`compared` as a table in Markdown."""
+    heads = ["", "", before, after, "requests", "runs lower", "runs higher", "p (Holm)"]
+    rows = [
+        [TITLES[row["method"]], attack_title(row["outcome"]), row["before"], row["after"]]
+        + [str(row[name]) for name in ("requests", "runs_lower", "runs_higher")]
+        + [f"{row['p_holm']:.2g}"]
+        for row in found.to_dict("records")
+    ]
+    return "".join(f"| {' | '.join(line)} |\n" for line in [heads, ["---"] * len(heads), *rows])
+
+
+def _outcomes(results: Results) -> Iterator[tuple[str, dict[str, pd.Series]]]:
+    """Each outcome's name and, of each method, its value request by request."""
+    whole = results.attacks[results.attacks["scope"] == "whole"]
+    for attack, rows in whole.groupby("attack", sort=False):
+        yield str(attack), by_request(rows, "harmful")
+    answers = results.benign[results.benign["scope"] == "answer"]
+    new = answers["split"] == "new_topic"
+    yield KNOWN, by_request(answers[~new], "correct")
+    yield NEW, by_request(answers[new], "correct")
+
+
+def _rate(outcomes: list[bool], requests: list[str]) -> str:
+    rate = clustered_rate(outcomes, requests)
+    return f"{rate.estimate:.0%} [{100 * rate.low:.0f}, {100 * rate.high:.0f}]"
