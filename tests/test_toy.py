@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 
 from r2d_core.attacks import Target, make_attack
 from r2d_core.errors import InputError
@@ -29,7 +30,7 @@ from r2d_core.toy.base import (
     make_base_model,
     make_tokenizer,
 )
-from r2d_core.toy.data import base_examples, disjoint
+from r2d_core.toy.data import INTERJECTIONS, base_examples, disjoint, restate
 from r2d_core.toy.evaluation import (
     aim_at,
     attack_material,
@@ -294,9 +295,41 @@ def test_only_the_models_own_part_of_reasoning_and_answer_is_judged(
 # What is taught and asked
 
 
-def test_every_text_of_the_world_is_in_the_vocabulary_and_answers_fit() -> None:
+def test_interjections_stand_behind_a_share_of_a_restatements_sentences() -> None:
+    known = set(INTERJECTIONS)
+    plain = base_examples(LANGUAGE, CUT, 2000, seed=1)
+    assert base_examples(LANGUAGE, CUT, 2000, seed=1, interjections=0.0) == plain
+    assert not any(known & set(example.response.split()) for example in plain)
+    restatements = {
+        restate(LANGUAGE, Query(topic, item), "").response
+        for topic in (*ACTIONS, *ASPECTS)
+        for item in CUT.base_items
+    }
+    behind = {0: 0, 1: 0}
+    restated = 0
+    for example in base_examples(LANGUAGE, CUT, 2000, seed=1, interjections=0.5):
+        words = example.response.split()
+        if not example.prompt.startswith("restate :"):
+            assert not known & set(words)
+            continue
+        restated += 1
+        ends = [at for at, word in enumerate(words) if word == "."]
+        assert len(ends) == 2
+        for sentence, end in enumerate(ends):
+            behind[sentence] += words[end + 1 : end + 2] != [] and words[end + 1] in known
+        without = " ".join(word for word in words if word not in known)
+        assert without in restatements
+    assert 500 < restated < 700
+    for count in behind.values():
+        assert binomtest(count, restated, 0.5).pvalue > 1e-3
+    with pytest.raises(InputError, match="interjections: expected a share from 0 to 1, got 1.5"):
+        BaseConfig(interjections=1.5)
+
+
+@pytest.mark.parametrize("interjections", [0.0, 0.5])
+def test_every_text_of_the_world_is_in_the_vocabulary_and_answers_fit(interjections) -> None:
     tokenizer = make_tokenizer(LANGUAGE)
-    examples = base_examples(LANGUAGE, CUT, 1500, seed=1)
+    examples = base_examples(LANGUAGE, CUT, 1500, seed=1, interjections=interjections)
     for row, example in zip(encode(tokenizer, examples), examples, strict=True):
         assert tokenizer.unk_token_id not in row["input_ids"]
         learned = [label for label in row["labels"] if label != -100]
