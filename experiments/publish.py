@@ -143,11 +143,17 @@ def differences(published: Results) -> dict[str, str]:
         "with 95% intervals over languages and a marker for each language.",
     )
     return {
-        "differences.csv": table.to_csv(index=False, float_format="%.6g"),
-        "differences_by_language.csv": single.to_csv(index=False, float_format="%.6g"),
+        "differences.csv": table.assign(**_shares(table)).to_csv(index=False, float_format="%.6g"),
+        "differences_by_language.csv": single.assign(**_shares(single)).to_csv(index=False),
         "differences.md": in_words(table),
         "differences.svg": figure.markup,
     }
+
+
+def _shares(table: pd.DataFrame) -> dict[str, pd.Series]:
+    """The shares among the columns, to six digits, and no zero with a sign."""
+    shares = [name for name in ("reference", "other", "difference", "low", "high") if name in table]
+    return {name: table[name].round(6) + 0.0 for name in shares}
 
 
 def cells(results: Path) -> pd.DataFrame:
