@@ -54,9 +54,11 @@ def compared(full: Path, other: Path) -> pd.DataFrame:
             )  # fmt: skip
             if both.empty:
                 continue
-            of = {level: both.index.get_level_values(level).tolist() for level in both.index.names}
-            runs = list(zip(of["base_seed"], of["seed"], strict=True))
-            requests = of["behavior"]
+            base, seed, requests = (
+                both.index.get_level_values(level).tolist()
+                for level in ("base_seed", "seed", "behavior")
+            )
+            runs = list(zip(base, seed, strict=True))
             found = paired_change(both["after"].tolist(), both["before"].tolist(), requests, runs)
             rows.append(
                 {"method": method, "outcome": name, "requests": found.requests}
