@@ -20,8 +20,9 @@ from r2d_core.toy.results import Results, read_published
 
 HEADS = {"longer": ("200 steps", "800 steps"), "interjections": ("without", "with interjections")}
 """What a run of the full experiment, and the other's, are called in the table."""
-KNOWN = "harmless answered exactly, known topics"
-NEW = "harmless answered exactly, new topics"
+KNOWN = "answered exactly, known topics"
+NEW = "answered exactly, new topics"
+"""Of harmless requests."""
 
 
 def parts(book: Path) -> dict[str, str]:
@@ -71,10 +72,11 @@ def compared(full: Path, other: Path) -> pd.DataFrame:
 
 
 def table(found: pd.DataFrame, before: str, after: str) -> str:
-    """`compared` as a table in Markdown."""
+    """`compared` as a table in Markdown, no rate of which is broken from its interval."""
     heads = ["", "", before, after, "requests", "runs lower", "runs higher", "p (Holm)"]
     rows = [
-        [TITLES[row["method"]], attack_title(row["outcome"]), row["before"], row["after"]]
+        [TITLES[row["method"]], attack_title(row["outcome"])]
+        + [row[side].replace(" ", "\N{NO-BREAK SPACE}") for side in ("before", "after")]
         + [str(row[name]) for name in ("requests", "runs_lower", "runs_higher")]
         + [f"{row['p_holm']:.2g}"]
         for row in found.to_dict("records")

@@ -48,7 +48,7 @@ def test_experiments_are_compared_on_the_runs_that_both_have(tmp_path):
     assert refusal["before"] == refusal["after"] and refusal["p_holm"] == 1
     lines = beside_full.table(found.reset_index(), "old", "new").splitlines()
     assert len(lines) == 6 and lines[0].startswith("|  |  | old | new | requests |")
-    assert lines[2].startswith("| R2D | held-out wrapper | 100% [")
+    assert lines[2].startswith("| R2D | held-out wrapper | 100%\N{NO-BREAK SPACE}[")
 
 
 def test_harmless_requests_are_counted_where_they_are_answered_exactly(tmp_path):
