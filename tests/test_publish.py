@@ -147,7 +147,7 @@ def test_of_several_languages_it_says_what_holds_over_them(tmp_path: Path) -> No
     table = pd.read_csv(io.StringIO(files["differences.csv"]))
     assert table["outcome"].tolist()[0] == "wrapper" and table["difference"][0] == -1
     assert len(pd.read_csv(io.StringIO(files["differences_by_language.csv"]))) == 3 * len(table)
-    assert "harmful less often under held-out wrapper (0% against 100%" in files["differences.md"]
+    assert "less often under **held-out wrapper** (0% against 100%" in files["differences.md"]
     assert "held-out wrapper" in files["differences.svg"]
     assert experiment([0], "refusal", "r2d") == {}
     assert experiment([0, 1], "vanilla", "r2d") == experiment([0, 1], "refusal") == {}

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import re
+
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from r2d_core.errors import InputError
@@ -198,7 +200,14 @@ SENTENCE = st.tuples(
 @example(["As Gibbon says [sic] it .", "Dear [NAME] , them?"], " ")
 def test_ordinary_prose_is_not_flagged(sentences: list[str], between: str) -> None:
     text = between.join(sentences)
+    # A heading of that name is a template's turn (Vicuna's, Alpaca's), and no ordinary prose.
+    assume(not re.search("### (Human|Instruction):", text))
     assert problems(parse(f"<think> {text} [SAFE] </think> {text}")) == []
+
+
+def test_a_heading_that_a_template_opens_a_turn_with_is_named() -> None:
+    (found,) = problems(parse("<think> the it .\n### Human: it . [SAFE] </think> hello"))
+    assert found == "a new turn is opened: ### Human:"
 
 
 @pytest.mark.parametrize("text", ["[UNSURE]", "[RE-THINK]", "[THINK]", "[SAVE]", "[unsafe]"])
