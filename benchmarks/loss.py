@@ -20,8 +20,12 @@ of no pivots and compute cross-entropy alone, which is less.
 from __future__ import annotations
 
 import argparse
+import ast
+import dataclasses
 import importlib
+import importlib.util
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -95,7 +99,8 @@ def ours(
 ) -> Tensor:
     trained: dict[str, Any] = {"weight_grad": mode}
     if mode == "rows":
-        values = weight.detach()[ROWS.to(weight.device)].requires_grad_()
+        # A slice: ids on the CPU would have to be copied first, which waits for the device.
+        values = weight.detach()[int(ROWS[0]) : int(ROWS[-1]) + 1].clone().requires_grad_()
         trained |= {"rows": ROWS, "row_values": values}
         weight = weight.detach()
     return r2d_loss(hidden, weight, targets, pivots, impl=impl, **trained).total  # type: ignore[arg-type]
@@ -151,8 +156,11 @@ def liger(hidden: Tensor, weight: Tensor, targets: Tensor, mode: str) -> Tensor:
 
 
 def cce(hidden: Tensor, weight: Tensor, targets: Tensor, mode: str) -> Tensor:
-    from cut_cross_entropy import linear_cross_entropy
+    from cut_cross_entropy import LinearCrossEntropyImpl, linear_cross_entropy
 
+    # The release on PyPI (25.1.1) has no name yet for CCE without its filter of small gradients.
+    if not hasattr(LinearCrossEntropyImpl, "CCE_EXACT"):
+        return linear_cross_entropy(hidden, weight, targets, filter_eps=None)
     return linear_cross_entropy(hidden, weight, targets, impl="cce_exact")
 
 
@@ -160,6 +168,30 @@ def quack(hidden: Tensor, weight: Tensor, targets: Tensor, mode: str) -> Tensor:
     from quack.linear_cross_entropy import chunked_linear_cross_entropy
 
     return chunked_linear_cross_entropy(hidden, weight, targets, ignore_index=-100)
+
+
+def take_linear_cross_entropy(folder: Path) -> str:
+    """Let this torch have the linear_cross_entropy of a later one; the version of that.
+
+    ``folder`` is the torch of a later release, or of it: version.py, nn/functional.py and
+    nn/modules/linear_cross_entropy*.py. The function is written in Python.
+    """
+    for name in ("linear_cross_entropy_options", "linear_cross_entropy"):
+        place = folder / "nn" / "modules" / f"{name}.py"
+        spec = importlib.util.spec_from_file_location(f"torch.nn.modules.{name}", place)
+        if spec is None or spec.loader is None or not place.is_file():
+            raise SystemExit(f"error: --torch-source: expected {place}")
+        module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    options = sys.modules["torch.nn.modules.linear_cross_entropy_options"]
+    torch.nn.LinearCrossEntropyOptions = options.LinearCrossEntropyOptions  # type: ignore[misc]
+    tree = ast.parse((folder / "nn" / "functional.py").read_text(encoding="utf-8"))
+    tree.body = [each for each in tree.body if getattr(each, "name", "") == "linear_cross_entropy"]
+    vars(F).setdefault("dataclasses", dataclasses)
+    exec(compile(tree, str(folder / "nn" / "functional.py"), "exec"), vars(F))
+    version: dict[str, Any] = {}
+    exec((folder / "version.py").read_text(encoding="utf-8"), version)
+    return str(version["__version__"])
 
 
 def contenders(device: str) -> tuple[dict[str, Loss], dict[str, str]]:
@@ -176,6 +208,8 @@ def contenders(device: str) -> tuple[dict[str, Loss], dict[str, str]]:
         },
     }
     absent = {}
+    if not hasattr(F, "linear_cross_entropy"):
+        absent["torch"] = f"{torch.__version__} has no linear_cross_entropy"
     if device == "cuda":
         losses = {"triton": partial(ours, "triton"), **losses}
     else:
@@ -253,6 +287,7 @@ def measure(case: Case, losses: dict[str, Loss], device: str, rounds: int) -> li
     for name, loss in list(running.items()):
         try:
             backward(loss, *inputs, case.mode)
+            inputs[0].grad = inputs[1].grad = None  # or their going would hide as much
             with peak_memory(device) as peak:
                 backward(loss, *inputs, case.mode)
             memory[name] = peak[0]
@@ -392,10 +427,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--quick", action="store_true", help="small sizes")
     parser.add_argument("--out", type=Path, help="JSON file; default benchmarks/results/…")
+    parser.add_argument(
+        "--torch-source",
+        type=Path,
+        help="folder torch of a later release, for linear_cross_entropy where this one has none",
+    )
     arguments = parser.parse_args()
     if arguments.quick and arguments.out is None:
         parser.error("--quick: expected --out besides; its numbers are none to publish")
     device, started = arguments.device, datetime.now(UTC)
+    peers: dict[str, str | None] = {}
+    if arguments.torch_source and not hasattr(F, "linear_cross_entropy"):
+        peers["torch's linear_cross_entropy"] = take_linear_cross_entropy(arguments.torch_source)
     losses, absent = contenders(device)
 
     small = Case(n=512, h=256, v=4096)
@@ -406,7 +449,6 @@ def main() -> None:
         rows += measure(case, losses, device, arguments.rounds)
     read = reading(grid(device, arguments.quick)[0], device, arguments.rounds)
 
-    peers = {}
     for name in ("trl", "liger-kernel", "cut-cross-entropy", "quack-kernels"):
         try:
             peers[name] = metadata.version(name)

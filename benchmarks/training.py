@@ -41,7 +41,7 @@ import torch
 import torch.nn.functional as F
 from loss import PIVOTS, RESULTS, ROWS, peak_memory, synchronize
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -119,7 +119,8 @@ def ours(model: Any, rows: Sequence[Row], device: str, batch_size: int) -> Tenso
     n_items, class_counts = counts(rows)
     collate, total = PackingCollator(), torch.zeros((), device=device)
     head = OutputLayer.of(model)
-    with attention_by_example(model.get_base_model()):
+    adapted = hasattr(model, "get_base_model")
+    with attention_by_example(model.get_base_model() if adapted else model):
         for start in range(0, len(rows), batch_size):
             batch = collate(rows[start : start + batch_size])
             batch |= {k: v.to(device) for k, v in batch.items() if isinstance(v, Tensor)}
@@ -176,6 +177,29 @@ WAYS: dict[str, tuple[Callable[..., Tensor], dict[str, Any], bool]] = {
 }
 
 
+Shapes = Sequence[int]
+
+
+def of_attention(query: Shapes, key: Shapes, value: Shapes, *_: Any, **__: Any) -> int:
+    """Operations of attention in which several heads share their keys and values."""
+    return sdpa_flop_count(query, [*query[:2], *key[2:]], [*query[:2], *value[2:]])
+
+
+def of_its_gradient(
+    gradient: Shapes, query: Shapes, key: Shapes, value: Shapes, *_: Any, **__: Any
+) -> int:
+    heads = query[:2]
+    return sdpa_backward_flop_count(gradient, query, [*heads, *key[2:]], [*heads, *value[2:]])
+
+
+# torch's own count refuses shared keys and values (as of 2.11; 2.13 counts them).
+ATTENTION_FLOPS = {
+    getattr(torch.ops.aten, f"_scaled_dot_product_{kind}_attention{suffix}"): count
+    for kind in ("flash", "efficient", "cudnn")
+    for suffix, count in (("", of_attention), ("_backward", of_its_gradient))
+}
+
+
 def measure(name: str, device: str, window: int, batch_size: int, rounds: int) -> list[dict]:
     """One row for each way of training the model called ``name``."""
     shape = MODELS[name]
@@ -208,7 +232,7 @@ def measure(name: str, device: str, window: int, batch_size: int, rounds: int) -
         steps[way] = step
     found: dict[str, dict[str, Any]] = {way: {"model": name, "way": way} for way in steps}
     for way, step in steps.items():
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False, custom_mapping=ATTENTION_FLOPS) as counter:
             found[way]["first_loss"] = float(step())  # and warms up
         found[way]["flops"] = counter.get_total_flops()
     for way, step in steps.items():

@@ -7,6 +7,7 @@ needed.
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import tempfile
 from pathlib import Path
@@ -16,7 +17,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from r2d_core.kernels import triton_kernels
-from r2d_core.kernels.triton import BLOCK_H, BLOCK_V, REGISTERS
+from r2d_core.kernels.triton import BLOCK_H, BLOCK_SCALED, BLOCK_V, LANE, REGISTERS, _warps
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
@@ -34,7 +35,7 @@ def compile_kernel(kernel, target, dtype, pointers, constants, **options):
             # A Python float without an annotation of the kernel's is passed as float32.
             scalar = kernel.params[place].annotation_type
             signature[name] = scalar or ("fp32" if name == "softcap" else "i32")
-            if name == "stride":
+            if name in ("stride", "n"):
                 divisible[(place,)] = [["tt.divisibility", 16]]
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=divisible)
     compiled = triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
@@ -54,11 +55,12 @@ def compile_kernel(kernel, target, dtype, pointers, constants, **options):
                 "target": target,
                 "dtype": dtype,
                 "constants": constants,
-                "softcap": signature["softcap"],
+                "softcap": signature.get("softcap"),
                 "spilled_bytes": int(usage.split("STACK:")[1].split()[0]),
-                "wide_loads": sass.count("LDG.E.128"),
-                "wide_stores": sass.count("STG.E.128"),
-                "narrow_stores": sass.count("STG.E.U16"),
+                # The cache's policy stands between (STG.E.EF.128).
+                "wide_loads": len(re.findall(r"LDG\.E\.(?:\w+\.)*128", sass)),
+                "wide_stores": len(re.findall(r"STG\.E\.(?:\w+\.)*128", sass)),
+                "narrow_stores": len(re.findall(r"STG\.E\.(?:\w+\.)*U16", sass)),
             }
         )
     )
@@ -74,14 +76,14 @@ for dtype, target, block, softcap in (
     ("fp64", 90, 512, True),
 ):
     exact = "fp64" if dtype == "fp64" else "fp32"
-    options = {"num_warps": block // 512, "maxnreg": REGISTERS}
+    options = {"num_warps": _warps(block), "maxnreg": REGISTERS}
     compile_kernel(
         triton_kernels.row_kernel,
         target,
         dtype,
         {"logits": dtype, "targets": "i64", "top": "i1"}
         | dict.fromkeys(("scale", "contrast_gradient", "nll"), exact),
-        {"SOFTCAP": softcap, "BACKWARD": True, "BLOCK": block},
+        {"SOFTCAP": softcap, "BACKWARD": True, "BLOCK": block, "LANE": LANE},
         **options,
     )
     compile_kernel(
@@ -98,6 +100,14 @@ for dtype, target, block, softcap in (
         target,
         dtype,
         {"logits": dtype, "log_probs": exact, "entropy": exact},
-        {"SOFTCAP": softcap, "BLOCK": block},
+        {"SOFTCAP": softcap, "BLOCK": block, "LANE": LANE},
         **options,
+    )
+    compile_kernel(
+        triton_kernels.scale_kernel,
+        target,
+        dtype,
+        {"source": exact, "upstream": exact, "out": dtype},
+        {"IN_PLACE": False, "BLOCK": BLOCK_SCALED},
+        num_warps=8,
     )

@@ -4,6 +4,7 @@ With R2D_TEST_DEVICE=cuda (`make test-gpu`) they are compiled, and what a test m
 a device is on the GPU. Both have to be settled before Triton and the tests' modules are imported.
 """
 
+import importlib.util
 import os
 import sys
 from collections.abc import Iterator
@@ -11,10 +12,13 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+import round_to_nearest
 
 DEVICE = os.environ.get("R2D_TEST_DEVICE", "cpu")
 if DEVICE == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"
+    if importlib.util.find_spec("triton") is not None:
+        round_to_nearest.in_the_interpreter()
 else:
     import torch
 

@@ -385,7 +385,7 @@ def test_error_of_a_sum_over_many_chunks(monkeypatch, dtype):
     """The weight's gradient is summed in float32, whatever it is rounded to at the end."""
     set_chunk_bytes(monkeypatch, 2048)
     like, scratch = torch.empty(0, 64, dtype=dtype), torch_scratch(dtype, False)
-    assert len(logits_buffer(like, 500, 24, 1, scratch, None)) <= 500 / 16
+    assert len(logits_buffer(like, 500, 24, 1, scratch, 2048)) <= 500 / 16
     check_errors(dtype, ["chunked"], spread=1.0, shape=(800, 64, 24))
 
 
@@ -395,6 +395,46 @@ def test_error_of_a_sum_over_many_chunks(monkeypatch, dtype):
 def test_upstream_gradient_is_not_rounded(monkeypatch, dtype, upstream, chunk_bytes):
     set_chunk_bytes(monkeypatch, chunk_bytes)
     check_errors(dtype, ["chunked"], upstream=upstream, spread=0.125)
+
+
+@pytest.mark.parametrize("upstream", [1.0, 1 / 3, -2.0])
+@pytest.mark.parametrize("chunk_bytes", [None, 2048])
+@pytest.mark.parametrize("impl", FUSED)
+def test_gradients_that_one_product_makes_are_of_its_dtype(
+    monkeypatch, impl, chunk_bytes, upstream
+):
+    """As on a GPU: in the memory of the first sum, and rounded once where nothing scales them."""
+    monkeypatch.setattr(fused, "ROUNDING_ONCE", ("cpu", "cuda"))
+    if chunk_bytes is not None:
+        set_chunk_bytes(monkeypatch, chunk_bytes)
+    summed, add = [], fused.add_product_
+
+    def noted(total, gradient, hidden, size, *, first=False):
+        summed.append((tuple(total.shape), total.dtype))
+        add(total, gradient, hidden, size, first=first)
+
+    monkeypatch.setattr(fused, "add_product_", noted)
+    check_errors(torch.bfloat16, [impl], upstream=upstream, spread=0.125)
+    of_weight = {dtype for shape, dtype in summed if shape == (96, 64)}
+    assert of_weight == {torch.bfloat16 if chunk_bytes is None else torch.float32}
+    assert {dtype for shape, dtype in summed if shape != (96, 64)} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("impl", FUSED)
+def test_a_kept_graph_gives_the_same_again(monkeypatch, impl):
+    """Gradients are scaled where they lie, unless they may be asked for again."""
+    monkeypatch.setattr(fused, "ROUNDING_ONCE", ("cpu", "cuda"))
+    hidden, weight, targets = problem(dtype=torch.bfloat16)
+    total = r2d_loss(hidden, weight, targets, PIVOTS, impl=impl).total
+    first, *others, last = (
+        torch.autograd.grad(total * factor, (hidden, weight), retain_graph=factor >= 0)
+        for factor in (4.0, 0.0, 2.0, 4.0, -4.0)
+    )
+    for again in others[2]:
+        assert again.any()
+    for grads, factor in zip((*others, last), (0.0, 0.5, 1.0, -1.0), strict=True):
+        for got, want in zip(grads, first, strict=True):
+            assert torch.equal(got, factor * want)
 
 
 @pytest.mark.parametrize("softcap", [None, 500.0])
@@ -608,15 +648,15 @@ def test_the_kernels_compile_for_the_gpus_they_are_for():
     kernels = [json.loads(line) for line in result.stdout.splitlines()]
     assert {(each["kernel"], each["dtype"], each["target"]) for each in kernels} == {
         (kernel, dtype, target)
-        for kernel in ("row_kernel", "contrast_kernel", "readout_kernel")
+        for kernel in ("row_kernel", "contrast_kernel", "scale_kernel", "readout_kernel")
         for dtype, target in (("bf16", 80), ("bf16", 90), ("fp32", 90), ("fp64", 90))
     }
     for each in kernels:
-        assert each["softcap"] == "fp64", each
+        assert each["softcap"] == (None if each["kernel"] == "scale_kernel" else "fp64"), each
         if each["dtype"] != "bf16":  # tests on a GPU run them; training does not
             continue
-        assert each["spilled_bytes"] <= (16 if each["constants"]["SOFTCAP"] else 0), each
-        if each["kernel"] == "row_kernel":
+        assert each["spilled_bytes"] <= 16, each
+        if each["kernel"] in ("row_kernel", "scale_kernel"):
             assert each["wide_loads"] and each["wide_stores"] and not each["narrow_stores"], each
 
 
@@ -645,12 +685,12 @@ def test_triton_launches_where_the_tensors_are(monkeypatch):
 
     from r2d_core.kernels import triton_kernels
 
-    names = ["row_kernel", "contrast_kernel", "readout_kernel"]
+    names = ["row_kernel", "contrast_kernel", "scale_kernel", "readout_kernel"]
     for name in names:
         monkeypatch.setattr(triton_kernels, name, Watched(name))
     monkeypatch.setattr(torch.cuda, "device_of", device_of)
     hidden, weight, targets = problem()
-    r2d_loss(hidden, weight, targets, PIVOTS, impl="triton")
+    r2d_loss(hidden, weight, targets, PIVOTS, impl="triton").total.backward()
     read_pivots(hidden, weight, IDS, impl="triton")
     assert set(launches) == set(names)
 
@@ -693,7 +733,7 @@ def test_a_gpu_is_waited_for_as_often_as_the_docstring_says(
         def __getitem__(self, grid):
             return lambda *arguments, **options: None
 
-    for name in ("row_kernel", "contrast_kernel", "readout_kernel"):
+    for name in ("row_kernel", "contrast_kernel", "scale_kernel", "readout_kernel"):
         monkeypatch.setattr(triton_kernels, name, NotLaunched())
     set_chunk_bytes(monkeypatch, 3 * 64 * 8)  # several chunks
     hidden, weight, targets = problem(n=40)
@@ -880,7 +920,10 @@ ROWS = torch.tensor([1])
         ({"n_items": math.nan}, "n_items: expected counts of 0 or more, got nan"),
         ({"n_items": math.inf}, "n_items: expected counts of 0 or more, got inf"),
         ({"n_items": True}, "n_items: expected counts of 0 or more, got True"),
-        ({"n_items": torch.tensor(-5)}, "n_items: expected counts of 0 or more, got -5"),
+        (
+            {"n_items": torch.tensor(-5, device="cpu")},
+            "n_items: expected counts of 0 or more, got -5",
+        ),
         ({"n_items": 0}, r"n_items: expected counts over the whole window, at least .*\d, got 0"),
         ({"n_items": 2}, r"n_items: expected counts over the whole window, at least .*\d, got 2"),
         (

@@ -50,6 +50,14 @@ def torch_rows(
     return logits if z is logits else logits.copy_(z)
 
 
+def torch_scaled(gradient: Tensor, upstream: Tensor, dtype: torch.dtype, keep: bool) -> Tensor:
+    """In one pass."""
+    fits = gradient.dtype == dtype and not keep
+    out = gradient if fits else torch.empty_like(gradient, dtype=dtype)
+    # As a scalar tensor it would be cast to the gradient's dtype, which may be narrower.
+    return torch.mul(gradient, upstream.reshape(1, 1), out=out)
+
+
 def torch_scratch(dtype: torch.dtype, slopes: bool) -> int:
     """Bytes a logit: of its copy, if that is wider, and of the soft cap's slope."""
     exact = torch.promote_types(dtype, torch.float32)
@@ -113,4 +121,10 @@ def torch_readout(
     torch.sum(torch.special.entr(z, out=z), dim=1, out=entropy)
 
 
-TORCH_STEPS = Steps(rows=torch_rows, contrast=torch_contrast, scratch=torch_scratch, alignment=1)
+TORCH_STEPS = Steps(
+    rows=torch_rows,
+    contrast=torch_contrast,
+    scaled=torch_scaled,
+    scratch=torch_scratch,
+    alignment=1,
+)

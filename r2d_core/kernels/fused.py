@@ -40,6 +40,8 @@ SLICES = 16  # a slice of a weight that is cast takes one part in so many of the
 
 Pivots = tuple[int, int, int]
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
+# Where a product of bfloat16 is summed in float32 and rounded once, at its end.
+ROUNDING_ONCE = ("cuda",)
 DEVICES = ("cpu", "cuda")  # where float64 is at hand, and where what is used here was tried
 
 
@@ -50,19 +52,25 @@ def bytes_at_a_time(device: torch.device, chunk_bytes: int | None) -> int:
     return CPU_CHUNK_BYTES if device.type == "cpu" else GPU_CHUNK_BYTES
 
 
+def bytes_of_logits(like: Tensor, n: int, vocabulary: int, alignment: int, scratch: int) -> int:
+    """What n rows of logits take, each logit its own bytes and those of ``scratch`` besides; rows
+    are apart by V rounded up to a multiple of ``alignment``.
+    """
+    stride = -(-vocabulary // alignment) * alignment
+    return n * stride * (like.dtype.itemsize + scratch)
+
+
 def logits_buffer(
-    like: Tensor, n: int, vocabulary: int, alignment: int, scratch: int, chunk_bytes: int | None
+    like: Tensor, n: int, vocabulary: int, alignment: int, scratch: int, budget: int
 ) -> Tensor:
     """[c, V] uninitialised: room for the logits of c of n rows at a time, one at least.
 
-    n is cut into chunks of (almost) one size, as few as ``chunk_bytes`` allows, of which each logit
-    takes its own bytes and those of ``scratch`` besides. Rows are apart by V rounded up to a
-    multiple of ``alignment``.
+    n is cut into chunks of (almost) one size, as few as a ``budget`` of bytes allows for what is in
+    `bytes_of_logits`.
     """
-    stride = -(-vocabulary // alignment) * alignment
-    budget = bytes_at_a_time(like.device, chunk_bytes)
-    most = max(1, budget // (stride * (like.dtype.itemsize + scratch)))
+    most = max(1, budget // bytes_of_logits(like, 1, vocabulary, alignment, scratch))
     chunks = -(-n // most)
+    stride = -(-vocabulary // alignment) * alignment
     return like.new_empty(-(-n // max(1, chunks)), stride)[:, :vocabulary]
 
 
@@ -135,6 +143,9 @@ class Steps:
         gradient [c, V] in the dtype of ``logits``.
     contrast(hidden, three, targets, pivots, contrast, softcap) -> ContrastRows
         hidden [n, H], three [3, H] the pivots' output rows.
+    scaled(gradient, upstream, dtype, keep) -> Tensor
+        gradient [n, k] * upstream, a scalar in float32 (float64) that is not rounded first; in
+        ``dtype``, and in the memory of ``gradient`` if that is of ``dtype`` and not to be kept.
     scratch(dtype, slopes) -> bytes
         that ``rows`` needs besides, for each logit; ``slopes``: a soft cap's gradient is wanted.
     alignment
@@ -143,6 +154,7 @@ class Steps:
 
     rows: Callable[..., Tensor]
     contrast: Callable[..., ContrastRows]
+    scaled: Callable[[Tensor, Tensor, torch.dtype, bool], Tensor]
     scratch: Callable[[torch.dtype, bool], int]
     alignment: int
 
@@ -167,6 +179,10 @@ def fused_loss(
     chunk_bytes: int | None = None,
 ) -> KernelResult:
     """`reference_loss`, with at most ``chunk_bytes`` of logits at a time (one row at least).
+
+    The default is the device's own number of bytes. Where a weight in bfloat16 is trained, and the
+    logits of all rows fit those and half of the bytes of a float32 sum of its gradient, they are
+    made at once: no chunk is added to another, no such sum is needed, and no more is held.
 
     Raises NotImplementedError on a device that is none of `DEVICES`.
     """
@@ -251,17 +267,28 @@ class _Fused(torch.autograd.Function):
             contrast_gradient = contrast_gradient * average
 
         backward = call.hidden_grad or call.weight_grad != "none"
+        n, device = len(targets), hidden.device
         scratch = call.steps.scratch(dtype, backward and call.softcap is not None)
-        buffer = logits_buffer(
-            hidden, len(targets), len(weight), call.steps.alignment, scratch, call.chunk_bytes
-        )
-        # Rounded once, when they are scaled, as those of the plain loss are.
-        hidden_gradient = torch.empty_like(hidden, dtype=exact) if call.hidden_grad else None
-        weight_gradient = None
+        logits_shape = (len(weight), call.steps.alignment, scratch)
+        budget, weight_sum = bytes_at_a_time(device, call.chunk_bytes), exact
+        # What one product makes whole can be of its own dtype from the start.
+        once = device.type in ROUNDING_ONCE and weight.dtype == dtype
+        if once and rows is None and call.weight_grad == "full" and weight_dtype == dtype:
+            if call.chunk_bytes is None:
+                budget += weight.numel() * (exact.itemsize - dtype.itemsize)
+            if bytes_of_logits(hidden, n, *logits_shape) <= budget:
+                weight_sum = dtype
+            else:
+                budget = bytes_at_a_time(device, call.chunk_bytes)
+        buffer = logits_buffer(hidden, n, *logits_shape, budget)
+        hidden_gradient = weight_gradient = None
+        if call.hidden_grad:
+            hidden_sum = dtype if once and row_values is None else exact
+            hidden_gradient = torch.empty_like(hidden, dtype=hidden_sum)
         if call.weight_grad != "none":
             shape_of_it = weight_shape if rows is None else (len(rows), weight_shape[1])
-            make = torch.empty if len(targets) else torch.zeros
-            weight_gradient = make(shape_of_it, dtype=exact, device=hidden.device)
+            make = torch.empty if n else torch.zeros
+            weight_gradient = make(shape_of_it, dtype=weight_sum, device=device)
 
         nll = torch.empty_like(scale)
         top = torch.empty_like(targets, dtype=torch.bool)
@@ -308,6 +335,7 @@ class _Fused(torch.autograd.Function):
         ctx.shape, ctx.dtype = shape, dtype
         ctx.weight_shape, ctx.weight_dtype = weight_shape, weight_dtype
         ctx.of_row_values = row_values is not None
+        ctx.scaled = call.steps.scaled
         ctx.save_for_backward(kept, hidden_gradient, weight_gradient, rows)
         ctx.mark_non_differentiable(cross_entropy, pivot_by_class, correct, greedy)
         ctx.set_materialize_grads(False)
@@ -319,13 +347,14 @@ class _Fused(torch.autograd.Function):
         if upstream is None:
             return None, None, None, None
         kept, hidden_gradient, weight_gradient, rows = ctx.saved_tensors
+        keep = graph_is_kept()
         if hidden_gradient is not None:
-            hidden_gradient = scaled(hidden_gradient, upstream, ctx.dtype)
+            hidden_gradient = ctx.scaled(hidden_gradient, upstream, ctx.dtype, keep)
             if kept is not None:
                 whole = hidden_gradient.new_zeros(ctx.shape)
                 hidden_gradient = whole.index_copy_(0, kept, hidden_gradient)
         if weight_gradient is not None:
-            weight_gradient = scaled(weight_gradient, upstream, ctx.weight_dtype)
+            weight_gradient = ctx.scaled(weight_gradient, upstream, ctx.weight_dtype, keep)
             if ctx.of_row_values:
                 return hidden_gradient, None, weight_gradient, None
             if rows is not None:
@@ -357,10 +386,12 @@ def pivot_rows(
     )
 
 
-def scaled(gradient: Tensor, upstream: Tensor, dtype: torch.dtype) -> Tensor:
-    """gradient [n, k] * upstream, a scalar that is not rounded first; in one pass, to ``dtype``."""
-    # As a scalar tensor it would be cast to the gradient's dtype, which may be narrower.
-    return torch.mul(gradient, upstream.reshape(1, 1), out=torch.empty_like(gradient, dtype=dtype))
+def graph_is_kept() -> bool:
+    """Whether the backward pass that is under way may be repeated (``retain_graph``): what it reads
+    must then stay as it is.
+    """
+    # Nothing public tells (as of torch 2.13); torch's own compiled functions ask here, too.
+    return torch._C._autograd._get_current_graph_task_keep_graph()
 
 
 def weight_slices(

@@ -13,7 +13,14 @@ from torch import Tensor
 from r2d_core.checking import mismatch, unknown
 from r2d_core.errors import InputError
 from r2d_core.kernels.chunked import torch_readout, torch_scratch
-from r2d_core.kernels.fused import Pivots, check_linear, check_softcap, logits_buffer, pivot_ids
+from r2d_core.kernels.fused import (
+    Pivots,
+    bytes_at_a_time,
+    check_linear,
+    check_softcap,
+    logits_buffer,
+    pivot_ids,
+)
 from r2d_core.kernels.triton import ALIGNMENT, require_triton, triton_available, triton_readout
 
 
@@ -68,7 +75,8 @@ def read_pivots(
     n = len(hidden)
     exact = torch.promote_types(hidden.dtype, torch.float32)
     reading = PivotReading(hidden.new_empty(n, 3, dtype=exact), hidden.new_empty(n, dtype=exact))
-    buffer = logits_buffer(hidden, n, len(weight), alignment, scratch, chunk_bytes)
+    budget = bytes_at_a_time(hidden.device, chunk_bytes)
+    buffer = logits_buffer(hidden, n, len(weight), alignment, scratch, budget)
     for begin in range(0, n, max(1, len(buffer))):
         part = slice(begin, begin + len(buffer))
         logits = torch.mm(hidden[part], weight.T, out=buffer[: len(hidden[part])])

@@ -21,11 +21,13 @@ from torch import Tensor
 from r2d_core.kernels.fused import ContrastRows, Pivots, Steps, fused_loss
 from r2d_core.kernels.reference import KernelResult
 
-# Logits of one row that a program holds at one time, and the registers a thread may use: two
-# programs then fit a multiprocessor, and nothing spills (compiled for sm_80 and sm_90).
-BLOCK_V = 8192
+# Logits of one row that a program holds at one time, and the registers a thread may use: four
+# programs then fit a multiprocessor, and (almost) nothing spills (compiled for sm_80 and sm_90).
+BLOCK_V = 4096
 REGISTERS = 64
 BLOCK_H = 1024
+LANE = 8  # of bfloat16, the 16 bytes that a thread reads at once
+BLOCK_SCALED, PROGRAMS_SCALING = 2048, 1024  # numbers at a time; programs, which share them out
 ALIGNMENT = 64  # rows of logits begin at multiples of it: they are moved 16 bytes at a time
 
 
@@ -93,6 +95,7 @@ def triton_rows(
             SOFTCAP=softcap is not None,
             BACKWARD=backward,
             BLOCK=block,
+            LANE=min(LANE, block),
             num_warps=_warps(block),
             maxnreg=REGISTERS,
         )
@@ -138,6 +141,23 @@ def triton_contrast(
     return result
 
 
+def triton_scaled(gradient: Tensor, upstream: Tensor, dtype: torch.dtype, keep: bool) -> Tensor:
+    """What `torch_scaled` computes; without a pass where it stays in place and upstream is 1."""
+    from r2d_core.kernels import triton_kernels
+
+    in_place = gradient.dtype == dtype and not keep
+    # Dense, and in the order of ``gradient`` in memory, which has no gaps either.
+    out = gradient if in_place else torch.empty_like(gradient, dtype=dtype)
+    n = gradient.numel()
+    if n:
+        block = min(BLOCK_SCALED, _power_of_two(n))
+        with torch.cuda.device_of(gradient):  # Triton launches on the current device
+            triton_kernels.scale_kernel[(min(PROGRAMS_SCALING, -(-n // block)),)](
+                gradient, upstream, out, n, IN_PLACE=in_place, BLOCK=block, num_warps=8
+            )
+    return out
+
+
 def triton_readout(
     logits: Tensor, pivots: Pivots, softcap: float | None, log_probs: Tensor, entropy: Tensor
 ) -> None:
@@ -157,6 +177,7 @@ def triton_readout(
             softcap or 0.0,
             SOFTCAP=softcap is not None,
             BLOCK=block,
+            LANE=min(LANE, block),
             num_warps=_warps(block),
             maxnreg=REGISTERS,
         )
@@ -175,5 +196,9 @@ def _in_place(dtype: torch.dtype, slopes: bool) -> int:
 
 
 TRITON_STEPS = Steps(
-    rows=triton_rows, contrast=triton_contrast, scratch=_in_place, alignment=ALIGNMENT
+    rows=triton_rows,
+    contrast=triton_contrast,
+    scaled=triton_scaled,
+    scratch=_in_place,
+    alignment=ALIGNMENT,
 )

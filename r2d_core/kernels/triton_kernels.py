@@ -7,6 +7,11 @@ annotated: Triton would pass a Python float as float32.
 Rows of logits are read and written up to their stride, not up to V: a multiple of 16, as
 `logits_buffer` makes it, lets the compiler move 16 bytes at once, as V itself (128264, say) would
 not let it. What lies between V and the stride is read, masked in registers, and overwritten.
+
+A row's highest logit and sums are kept by lane, a lane being LANE neighbouring columns in so many,
+which one thread reads at once: the threads of a program need not wait for one another before the
+row is at its end. What is read first is to stay in the cache for the second reading, which begins
+where the first ended.
 """
 
 # Triton reads these functions' source: annotations are Triton's (constexpr), not Python's types.
@@ -40,6 +45,7 @@ def row_kernel(
     SOFTCAP: tl.constexpr,
     BACKWARD: tl.constexpr,
     BLOCK: tl.constexpr,
+    LANE: tl.constexpr,
 ):
     """One row of logits z becomes its gradient, and its loss is noted:
 
@@ -55,17 +61,23 @@ def row_kernel(
     exact = weight.dtype
     cap = tl.full((), softcap, exact)
 
-    highest = tl.full((), LOWEST, exact)
-    total = tl.full((), 0.0, exact)
+    lane_highest = tl.full((BLOCK // LANE,), LOWEST, exact)
+    lane_total = tl.full((BLOCK // LANE,), 0.0, exact)
     for begin in range(0, V, BLOCK):
         columns = begin + tl.arange(0, BLOCK)
-        z = tl.load(z_row + columns, mask=columns < stride, other=0.0).to(exact)
+        read = tl.load(
+            z_row + columns, mask=columns < stride, other=0.0, eviction_policy="evict_last"
+        )
+        z = read.to(exact)
         if SOFTCAP:
             z = _capped(z, cap)
-        z = tl.where(columns < V, z, LOWEST)
-        higher = tl.maximum(highest, tl.max(z, axis=0))
-        total = total * tl.exp(highest - higher) + tl.sum(tl.exp(z - higher), axis=0)
-        highest = higher
+        z = tl.reshape(tl.where(columns < V, z, LOWEST), (BLOCK // LANE, LANE))
+        higher = tl.maximum(lane_highest, tl.max(z, axis=1))
+        lane_total *= tl.exp(lane_highest - higher)
+        lane_total += tl.sum(tl.exp(z - higher[:, None]), axis=1)
+        lane_highest = higher
+    highest = tl.max(lane_highest, axis=0)
+    total = tl.sum(lane_total * tl.exp(lane_highest - highest), axis=0)
 
     of_target = tl.load(z_row + target).to(exact)
     if SOFTCAP:
@@ -77,13 +89,16 @@ def row_kernel(
         # Without pivots their ids are -1, which no target is.
         at_pivot = (target == safe) | (target == unsafe) | (target == rethink)
         # Not exp(z - logsumexp): the rounding of logsumexp would be an error of every entry.
-        factor = weight / total
+        # Rounded to the nearest: where the target's share is almost 1, little else is its gradient.
+        factor = tl.div_rn(weight, total) if exact == tl.float32 else weight / total
         # Every thread has read the target's logit before one overwrites it.
         tl.debug_barrier()
-        for begin in range(0, V, BLOCK):
-            columns = begin + tl.arange(0, BLOCK)
+        last = (V - 1) // BLOCK * BLOCK
+        for passed in range(0, V, BLOCK):
+            columns = last - passed + tl.arange(0, BLOCK)
             inside = columns < stride
-            z = tl.load(z_row + columns, mask=inside, other=0.0).to(exact)
+            read = tl.load(z_row + columns, mask=inside, other=0.0, eviction_policy="evict_first")
+            z = read.to(exact)
             if SOFTCAP:
                 z = _capped(z, cap)
             gradient = factor * tl.exp(z - highest) - tl.where(columns == target, weight, 0.0)
@@ -96,7 +111,8 @@ def row_kernel(
                 gradient += tl.where(columns == safe, of_safe, 0.0)
                 gradient += tl.where(columns == unsafe, of_unsafe, 0.0)
                 gradient += tl.where(columns == rethink, of_rethink, 0.0)
-            tl.store(z_row + columns, gradient.to(logits.dtype.element_ty), mask=inside)
+            of_logits = gradient.to(logits.dtype.element_ty)
+            tl.store(z_row + columns, of_logits, mask=inside, cache_modifier=".cs")
 
 
 @triton.jit
@@ -181,6 +197,27 @@ def contrast_kernel(
 
 
 @triton.jit
+def scale_kernel(
+    source,  # n numbers in a row
+    upstream,  # one number
+    out,  # n numbers in a row, out; those of source where IN_PLACE
+    n,
+    IN_PLACE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """out[:] = source * upstream, rounded once; every program takes one block in so many."""
+    factor = tl.load(upstream)
+    end = tl.cast(n, tl.int64)
+    if IN_PLACE and factor == 1:
+        end *= 0
+    for begin in range(tl.program_id(0).to(tl.int64) * BLOCK, end, tl.num_programs(0) * BLOCK):
+        places = begin + tl.arange(0, BLOCK)
+        inside = places < n
+        number = tl.load(source + places, mask=inside, other=0.0).to(factor.dtype)
+        tl.store(out + places, (number * factor).to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
 def readout_kernel(
     logits,  # [n, V] in rows of stride
     stride,
@@ -193,6 +230,7 @@ def readout_kernel(
     softcap: tl.float64,
     SOFTCAP: tl.constexpr,
     BLOCK: tl.constexpr,
+    LANE: tl.constexpr,
 ):
     """One row: log_softmax(z)[[safe, unsafe, rethink]] and -(p * log p).sum(), in one reading."""
     row = tl.program_id(0).to(tl.int64)
@@ -200,22 +238,28 @@ def readout_kernel(
     exact = entropy.dtype.element_ty
     cap = tl.full((), softcap, exact)
 
-    highest = tl.full((), LOWEST, exact)
-    total = tl.full((), 0.0, exact)
-    moment = tl.full((), 0.0, exact)  # sum of exp(z - highest) * (z - highest)
+    lane_highest = tl.full((BLOCK // LANE,), LOWEST, exact)
+    lane_total = tl.full((BLOCK // LANE,), 0.0, exact)
+    lane_moment = tl.full((BLOCK // LANE,), 0.0, exact)  # sum of exp(z - highest) * (z - highest)
     for begin in range(0, V, BLOCK):
         columns = begin + tl.arange(0, BLOCK)
         z = tl.load(z_row + columns, mask=columns < stride, other=0.0).to(exact)
         if SOFTCAP:
             z = _capped(z, cap)
-        z = tl.where(columns < V, z, LOWEST)
-        higher = tl.maximum(highest, tl.max(z, axis=0))
-        shrink = tl.exp(highest - higher)
-        moment = shrink * (moment + (highest - higher) * total)
-        share = tl.exp(z - higher)
-        moment += tl.sum(share * (z - higher), axis=0)
-        total = total * shrink + tl.sum(share, axis=0)
-        highest = higher
+        z = tl.reshape(tl.where(columns < V, z, LOWEST), (BLOCK // LANE, LANE))
+        higher = tl.maximum(lane_highest, tl.max(z, axis=1))
+        fall = lane_highest - higher
+        z -= higher[:, None]
+        share = tl.exp(z)
+        lane_moment = tl.exp(fall) * (lane_moment + fall * lane_total) + tl.sum(share * z, axis=1)
+        lane_total = tl.exp(fall) * lane_total + tl.sum(share, axis=1)
+        lane_highest = higher
+    highest = tl.max(lane_highest, axis=0)
+    # A lane that lies beyond V as a whole has no part; its fall would be infinite.
+    fall = tl.where(lane_highest > LOWEST, lane_highest - highest, 0.0)
+    shrink = tl.where(lane_highest > LOWEST, tl.exp(fall), 0.0)
+    total = tl.sum(shrink * lane_total, axis=0)
+    moment = tl.sum(shrink * (lane_moment + fall * lane_total), axis=0)
     tl.store(entropy + row, tl.log(total) - moment / total)
 
     z_safe = tl.load(z_row + safe).to(exact)
