@@ -192,12 +192,17 @@ def of_its_gradient(
     return sdpa_backward_flop_count(gradient, query, [*heads, *key[2:]], [*heads, *value[2:]])
 
 
-# torch's own count refuses shared keys and values (as of 2.11; 2.13 counts them).
-ATTENTION_FLOPS = {
+def of_added_product(added: Shapes, left: Shapes, right: Shapes, *_: Any, **__: Any) -> int:
+    return 2 * left[0] * left[1] * right[1]
+
+
+# torch's own counts refuse shared keys and values (as of 2.11; 2.13 counts them) and a sum wider
+# than its products (as of 2.13).
+OPERATIONS = {
     getattr(torch.ops.aten, f"_scaled_dot_product_{kind}_attention{suffix}"): count
     for kind in ("flash", "efficient", "cudnn")
     for suffix, count in (("", of_attention), ("_backward", of_its_gradient))
-}
+} | {torch.ops.aten.addmm: of_added_product}
 
 
 def measure(name: str, device: str, window: int, batch_size: int, rounds: int) -> list[dict]:
@@ -232,7 +237,7 @@ def measure(name: str, device: str, window: int, batch_size: int, rounds: int) -
         steps[way] = step
     found: dict[str, dict[str, Any]] = {way: {"model": name, "way": way} for way in steps}
     for way, step in steps.items():
-        with FlopCounterMode(display=False, custom_mapping=ATTENTION_FLOPS) as counter:
+        with FlopCounterMode(display=False, custom_mapping=OPERATIONS) as counter:
             found[way]["first_loss"] = float(step())  # and warms up
         found[way]["flops"] = counter.get_total_flops()
     for way, step in steps.items():

@@ -53,6 +53,9 @@ def row_kernel(
     nll = logsumexp(z) - z[target];  top = z[target] >= max(z)
     raw[:] = scale * (softmax(z) - onehot(target)) * (1 - (z / softcap) ** 2)
     raw[[safe, unsafe, rethink]] += contrast_gradient
+
+    The target's own share is left out of the sums and added at the end: where it is almost 1, its
+    gradient, the share of the others, is no difference of two large numbers.
     """
     row = tl.program_id(0).to(tl.int64)
     z_row = logits + row * stride
@@ -71,26 +74,27 @@ def row_kernel(
         z = read.to(exact)
         if SOFTCAP:
             z = _capped(z, cap)
-        z = tl.reshape(tl.where(columns < V, z, LOWEST), (BLOCK // LANE, LANE))
+        other = (columns < V) & (columns != target)
+        z = tl.reshape(tl.where(other, z, LOWEST), (BLOCK // LANE, LANE))
         higher = tl.maximum(lane_highest, tl.max(z, axis=1))
         lane_total *= tl.exp(lane_highest - higher)
         lane_total += tl.sum(tl.exp(z - higher[:, None]), axis=1)
         lane_highest = higher
-    highest = tl.max(lane_highest, axis=0)
-    total = tl.sum(lane_total * tl.exp(lane_highest - highest), axis=0)
-
     of_target = tl.load(z_row + target).to(exact)
     if SOFTCAP:
         of_target = _capped(of_target, cap)
+    highest_other = tl.max(lane_highest, axis=0)
+    highest = tl.maximum(highest_other, of_target)
+    others = tl.sum(lane_total * tl.exp(lane_highest - highest), axis=0)
+    total = others + tl.exp(of_target - highest)
     tl.store(nll + row, highest - of_target + tl.log(total))
-    tl.store(top + row, of_target >= highest)
+    tl.store(top + row, of_target >= highest_other)
 
     if BACKWARD:
         # Without pivots their ids are -1, which no target is.
         at_pivot = (target == safe) | (target == unsafe) | (target == rethink)
-        # Not exp(z - logsumexp): the rounding of logsumexp would be an error of every entry.
-        # Rounded to the nearest: where the target's share is almost 1, little else is its gradient.
-        factor = tl.div_rn(weight, total) if exact == tl.float32 else weight / total
+        factor = weight / total
+        gradient_of_target = -factor * others
         # Every thread has read the target's logit before one overwrites it.
         tl.debug_barrier()
         last = (V - 1) // BLOCK * BLOCK
@@ -101,7 +105,9 @@ def row_kernel(
             z = read.to(exact)
             if SOFTCAP:
                 z = _capped(z, cap)
-            gradient = factor * tl.exp(z - highest) - tl.where(columns == target, weight, 0.0)
+            # Not exp(z - logsumexp): the rounding of logsumexp would be an error of every entry.
+            gradient = factor * tl.exp(z - highest)
+            gradient = tl.where(columns == target, gradient_of_target, gradient)
             if SOFTCAP:
                 gradient *= 1 - (z / cap) * (z / cap)
             if at_pivot:
