@@ -91,7 +91,8 @@ def random_model(shape: Shape, device: str, dtype: torch.dtype) -> LlamaForCausa
         max_position_embeddings=8192,
         tie_word_embeddings=False,
     )
-    return LlamaForCausalLM(config).to(device=device, dtype=dtype)
+    with torch.device(device):
+        return LlamaForCausalLM(config).to(dtype=dtype)
 
 
 def examples(shape: Shape, n: int) -> list[Row]:

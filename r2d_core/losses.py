@@ -143,16 +143,12 @@ def r2d_loss(
     if impl == "auto":
         impl = "triton" if hidden.is_cuda and triton_available(hidden.device) else "chunked"
     ids = None if pivots is None else _pivot_ids(pivots, weight.shape[0])
-    n_valid, by_class = _check_targets(targets, hidden, weight, ids)
+    counted, (n_valid, *by_class) = _check_targets(targets, hidden, weight, ids)
     targets = _moved(targets, hidden.device)
     rows = _check_rows(rows, row_values, weight_grad, weight)
 
     exact = torch.promote_types(hidden.dtype, torch.float32)
-    valid = torch.full((), n_valid, device=hidden.device)
-    if ids is None:
-        counts = torch.zeros(3, dtype=torch.int64, device=targets.device)
-    else:
-        counts = torch.stack([(targets == each).sum() for each in ids])
+    valid, counts = counted[0], counted[1:]
 
     with torch.autocast(device, enabled=False):
         result = KERNELS[impl](
@@ -194,8 +190,8 @@ def _moved(tensor: Tensor, device: torch.device) -> Tensor:
 
 def _check_targets(
     targets: Tensor, hidden: Tensor, weight: Tensor, ids: Pivots | None
-) -> tuple[int, list[int]]:
-    """The number of targets that are not ignored, and of each pivot class."""
+) -> tuple[Tensor, list[int]]:
+    """[4]: the number of targets that are not ignored, and of each pivot class; and its values."""
     if not isinstance(targets, Tensor):
         raise InputError(f"targets: expected a tensor, got {type(targets).__name__}")
     if targets.shape != hidden.shape[:1]:
@@ -212,14 +208,15 @@ def _check_targets(
     vocabulary = weight.shape[0]
     valid = targets != IGNORED
     wrong = valid & ((targets < 0) | (targets >= vocabulary))
-    masks = [valid, wrong, *(targets == each for each in ids or ())]
-    n_valid, n_wrong, *by_class = torch.stack([mask.sum() for mask in masks]).tolist()
+    of_class = [targets == each for each in ids] if ids else [torch.zeros_like(valid)] * 3
+    counted = torch.stack([valid, *of_class, wrong]).sum(dim=1)
+    *numbers, n_wrong = counted.tolist()
     if n_wrong:
         raise InputError(
             f"targets: expected ids from 0 to {vocabulary - 1} (the rows of weight) or {IGNORED}, "
             f"got {targets[wrong][0].item()} at position {wrong.nonzero()[0].item()}"
         )
-    return n_valid, by_class or [0, 0, 0]
+    return _moved(counted[:4], hidden.device), numbers
 
 
 def _pivot_ids(pivots: PivotIds, vocabulary: int) -> Pivots:

@@ -252,22 +252,8 @@ class _Fused(torch.autograd.Function):
             hidden, targets = hidden.index_select(0, kept), targets.index_select(0, kept)
         targets = targets.contiguous()
 
-        scale = (1 / call.n_items).repeat(len(targets))
-        right = contrast_gradient = None
-        pivot_by_class = torch.zeros_like(call.class_counts)
-        if pivots is not None:
-            at = torch.stack([targets == pivot for pivot in pivots], dim=1)
-            scale = torch.where(at.any(1), call.pivot_ce_weight * scale, scale)
-            three = pivot_rows(weight, pivots, rows, row_values, dtype)
-            term, contrast_gradient, right = call.steps.contrast(
-                hidden, three, targets, pivots, call.contrast, call.softcap
-            )
-            pivot_by_class = (term[:, None] * at).sum(0) / call.class_counts
-            average = (at * (call.pivot_weight / call.class_counts)).sum(1, keepdim=True)
-            contrast_gradient = contrast_gradient * average
-
-        backward = call.hidden_grad or call.weight_grad != "none"
         n, device = len(targets), hidden.device
+        backward = call.hidden_grad or call.weight_grad != "none"
         scratch = call.steps.scratch(dtype, backward and call.softcap is not None)
         logits_shape = (len(weight), call.steps.alignment, scratch)
         budget, weight_sum = bytes_at_a_time(device, call.chunk_bytes), exact
@@ -281,6 +267,29 @@ class _Fused(torch.autograd.Function):
             else:
                 budget = bytes_at_a_time(device, call.chunk_bytes)
         buffer = logits_buffer(hidden, n, *logits_shape, budget)
+        sliced = bytes_at_a_time(device, call.chunk_bytes) // SLICES
+        parts = [
+            slice(begin, min(begin + len(buffer), n)) for begin in range(0, n, max(1, len(buffer)))
+        ]
+        # The first product before all that is small: a GPU is given the rest while it computes.
+        logits = buffer
+        if parts:
+            logits_product(hidden[parts[0]], weight, logits, sliced)
+
+        scale = (1 / call.n_items).repeat(n)
+        right = contrast_gradient = None
+        pivot_by_class = torch.zeros_like(call.class_counts)
+        if pivots is not None:
+            at = torch.stack([targets == pivot for pivot in pivots], dim=1)
+            scale = torch.where(at.any(1), call.pivot_ce_weight * scale, scale)
+            three = pivot_rows(weight, pivots, rows, row_values, dtype)
+            term, contrast_gradient, right = call.steps.contrast(
+                hidden, three, targets, pivots, call.contrast, call.softcap
+            )
+            pivot_by_class = (term[:, None] * at).sum(0) / call.class_counts
+            average = (at * (call.pivot_weight / call.class_counts)).sum(1, keepdim=True)
+            contrast_gradient = contrast_gradient * average
+
         hidden_gradient = weight_gradient = None
         if call.hidden_grad:
             hidden_sum = dtype if once and row_values is None else exact
@@ -292,11 +301,10 @@ class _Fused(torch.autograd.Function):
 
         nll = torch.empty_like(scale)
         top = torch.empty_like(targets, dtype=torch.bool)
-        sliced = bytes_at_a_time(hidden.device, call.chunk_bytes) // SLICES
-        for begin in range(0, len(targets), max(1, len(buffer))):
-            part = slice(begin, begin + len(buffer))
+        for part in parts:
             h = hidden[part]
-            logits = logits_product(h, weight, buffer[: len(h)], sliced)
+            if part.start:
+                logits = logits_product(h, weight, buffer[: len(h)], sliced)
             if row_values is not None and rows is not None:
                 logits.index_copy_(1, rows, h @ row_values.T)
             gradient = call.steps.rows(
@@ -323,7 +331,7 @@ class _Fused(torch.autograd.Function):
                 if row_values is not None:
                     add_product_(hidden_gradient[part], trained.T, row_values, sliced)
             if weight_gradient is not None:
-                add_product_(weight_gradient, trained, h, sliced, first=begin == 0)
+                add_product_(weight_gradient, trained, h, sliced, first=not part.start)
 
         cross_entropy = nll.sum() / call.n_items
         total = (nll * scale).sum() + call.pivot_weight * pivot_by_class.sum()
