@@ -25,6 +25,7 @@ import ast
 import dataclasses
 import importlib
 import importlib.util
+import random
 import statistics
 import sys
 import time
@@ -301,8 +302,10 @@ def measure(case: Case, losses: dict[str, Loss], device: str, rounds: int) -> li
             failed[name] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
             del running[name]
     seconds: dict[str, list[float]] = {name: [] for name in running}
-    for _ in range(rounds):
-        for name, loss in running.items():
+    for number in range(rounds):
+        # In another order each round: none always follows the same one.
+        for name in random.Random(number).sample(list(running), len(running)):
+            loss = running[name]
             # A GPU lowers its clock under matrix products, for longer than one call: each of its
             # contenders begins with a call of its own, so that none pays for the one before it.
             for call in range(1 if device == "cpu" else 3):

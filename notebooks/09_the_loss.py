@@ -129,7 +129,10 @@ for run in runs:
         )
     )
     display(plots.table(loss_aims(run), caption="What was to be reached", index=False,
-                        number="{:.3g}", missing="not measured"))  # fmt: skip
+                        number="{:.4g}", missing="not measured"))  # fmt: skip
+    versions = [f"{name} {version}" for name, version in run["peers"].items() if version]
+    if versions:
+        display(Markdown(f"Beside it: {', '.join(versions)}."))
     for column, caption, number in (
         ("to_products", "Time, as a multiple of the bare matrix products of all rows", "{:.2f}"),
         ("to_authors", "Time, as a share of the authors' loss", "{:.2f}"),

@@ -66,6 +66,7 @@ from IPython.display import HTML, Markdown, display
 from transformers import AutoTokenizer
 
 from r2d_core import plots
+from r2d_core.benchmarks import made_by, plans, read_benchmarks
 from r2d_core.checking import unknown
 from r2d_core.datasets import read_report
 from r2d_core.errors import InputError
@@ -108,7 +109,7 @@ print(plan)
 # ### Every parameter set
 #
 # Alone on one such GPU, or, where it does not fit, shared out over four by FSDP2; one epoch of the
-# authors' data at a thousand tokens an example. No plan has been held against a run on a GPU yet.
+# authors' data at a thousand tokens an example.
 
 # %% tags=["hide-input"]
 rows = []
@@ -131,6 +132,21 @@ for other in sorted(Path("experiments/models").glob("*.yaml")):
         }
     )
 display(plots.table(pd.DataFrame(rows), index=False))
+
+# %% [markdown]
+# ### Plans beside real runs
+#
+# `benchmarks/planning.py` trains random models of real sizes on a GPU for a few steps: what the
+# plan reckons with must be no less than what the driver gives as taken. *Utilisation* is the share
+# of the GPU's peak that the steps reached; the plan's hours assume the last column's.
+
+# %% tags=["hide-input"]
+held = read_benchmarks([], ["planning"])["planning"]
+for run in held:
+    display(plots.table(plans([run]), index=False, number="{:.3g}",
+                        caption=f"One GPU, bfloat16 ({made_by(run)})"))  # fmt: skip
+if not held:
+    display(Markdown("*Not measured:* `python benchmarks/planning.py` does, on a GPU."))
 
 # %% [markdown]
 # ## Training

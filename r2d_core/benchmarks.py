@@ -139,6 +139,35 @@ def loss_aims(run: dict[str, Any]) -> pd.DataFrame:
     return frame.assign(reached=["yes" if each else "no" for each in frame["reached"]])
 
 
+def plans(runs: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """The runs of ``benchmarks/planning.py``: a row a training, planned beside taken.
+
+    Gigabytes (10**9) are those of one GPU; taken is what its driver gave as in use at the end,
+    which the caching allocator never gives back. Utilisation is the plan's operations over the time
+    and the GPU's peak; the plan's hours reckon with the share that the last column tells.
+    """
+    rows = []
+    for run in runs:
+        made = run["provenance"]
+        for row in run["rows"]:
+            taken = row.get("taken_bytes", row["allocated_bytes"])
+            rows.append(
+                {
+                    "model": row["model"],
+                    "trained": row["trained"],
+                    "examples": f"{row['batch_size']} of {row['length']:,} tokens",
+                    "activations": "computed again" if row["checkpointing"] else "kept",
+                    "planned GB": row["planned_bytes"] / 1e9,
+                    "taken GB": taken / 1e9,
+                    "planned / taken": row["planned_bytes"] / taken,
+                    "tokens a second": row["tokens_per_second"],
+                    "utilisation": row["utilisation"],
+                    "planned with": made["parameters"]["utilisation"],
+                }
+            )
+    return pd.DataFrame(rows)
+
+
 def _ratios(benchmark: str, run: dict[str, Any]) -> dict[str, float]:
     if benchmark == "attacks":
         return {result["model"]: result["speedup"]["mean"] for result in run["results"]}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from r2d_core.benchmarks import AIMS, loss_aims, made_by, read_benchmarks, speedups
+from r2d_core.benchmarks import AIMS, loss_aims, made_by, plans, read_benchmarks, speedups
 from r2d_core.errors import InputError
 
 
@@ -48,7 +48,7 @@ def test_what_is_none_is_named(tmp_path: Path, text: str | None, says: str) -> N
         read_benchmarks([str(path)], ["loss"])
 
 
-@pytest.mark.parametrize("name", ["attacks", "generation", "loss", "training"])
+@pytest.mark.parametrize("name", ["attacks", "generation", "loss", "planning", "training"])
 def test_those_of_the_project_are_read(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(__file__).resolve().parents[1])
     for run in read_benchmarks([], [name])[name]:
@@ -73,6 +73,25 @@ def test_speedups_beside_the_aims() -> None:
         ["attacks", "nanoGCG", "CPU", 1.4, "no"],
         ["training", "authors' script", "H200", 3.0, "yes"],
     ]
+
+
+def test_the_plan_held_and_an_8b_model_fitted_80_gb(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As measured: what is planned is what is taken, or up to an eighth more."""
+    monkeypatch.chdir(Path(__file__).resolve().parents[1])
+    found = plans(read_benchmarks([], ["planning"])["planning"])
+    assert found["planned / taken"].between(1, 1.125).all()
+    long = found[(found["model"] == "Llama-3-8B") & found["examples"].str.contains("4,096")]
+    assert len(long) >= 3 and (long["taken GB"] < 80).all()
+
+
+def test_a_plan_without_a_gpu_is_held_against_what_was_allocated() -> None:
+    row = {"model": "m", "trained": "t", "batch_size": 2, "length": 4096, "checkpointing": True,
+           "planned_bytes": 3e9, "allocated_bytes": 2e9, "tokens_per_second": 5.0,
+           "utilisation": 0.4}  # fmt: skip
+    made = {"parameters": {"utilisation": 0.35}}
+    found = plans([{"provenance": made, "rows": [row, row | {"taken_bytes": 2.5e9}]}])
+    assert found["planned / taken"].tolist() == [1.5, 1.2]
+    assert found["examples"][0] == "2 of 4,096 tokens"
 
 
 def test_the_projects_own_at_a_glance(monkeypatch: pytest.MonkeyPatch) -> None:

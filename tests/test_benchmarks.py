@@ -61,6 +61,17 @@ def test_training(tmp_path):
         assert row["steps"] == 3 and 0 < row["last_loss"] < row["first_loss"]
 
 
+def test_planning(tmp_path):
+    (row,) = run("planning.py", tmp_path / "planning.json", "--cases", "tiny", "--steps", "2")[
+        "rows"
+    ]
+    assert 4096 * 128 * 2 * 2 < row["allocated_bytes"] < row["planned_bytes"]
+    assert row["seconds_a_step"] > 0 and 0 < row["utilisation"] < 1
+    command = [sys.executable, str(BENCHMARKS / "planning.py"), "--device", "cpu"]
+    refused = subprocess.run(command, capture_output=True, text=True)
+    assert refused.returncode == 2 and "--out: expected on a CPU" in refused.stderr
+
+
 def test_attacks(tmp_path):
     if importlib.util.find_spec("nanogcg") is None:
         pytest.skip("nanogcg is not installed (pip install --no-deps nanogcg==0.3.0)")
