@@ -3,7 +3,9 @@
 Rows without a target are dropped before any product. Then, chunk by chunk: the logits of as many
 rows as fit a byte budget (one matrix product); a row step that turns them in place into their
 gradient and notes the loss; the gradients of hidden states and weight (a product each). The
-backward pass only scales what the forward pass has made. Nothing in the loop waits for the device.
+backward pass only scales what the forward pass has made, where it lies if it can. Nothing in the
+loop waits for the device, which begins with the first product: what is small is made ready behind
+it.
 
 A kernel is a `Steps`: how a chunk of logits becomes its gradient, and how the contrast is made.
 The contrast needs three logits of the rows whose target is a pivot: it is made apart, from the
