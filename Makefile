@@ -57,6 +57,12 @@ test-vllm: $(VLLM_INSTALLED) ## the tests that run vLLM, on the CPU (3 minutes)
 test-gpu: $(INSTALLED) ## the loss's tests on an NVIDIA GPU, with its Triton kernels compiled
 	R2D_TEST_DEVICE=cuda $(BIN)/pytest -m 'slow or not slow' tests/test_losses.py tests/test_convergence.py
 
+.PHONY: bench-gpu
+bench-gpu: $(INSTALLED) ## time loss, training and plans on an NVIDIA GPU, into benchmarks/results
+	$(BIN)/python benchmarks/training.py --models 100M 1B
+	$(BIN)/python benchmarks/loss.py
+	$(BIN)/python benchmarks/planning.py
+
 .PHONY: install
 install: $(INSTALLED) ## make .venv, which the other targets do by themselves
 
