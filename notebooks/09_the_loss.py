@@ -47,7 +47,7 @@ import torch
 from IPython.display import HTML, Markdown, display
 
 from r2d_core import plots
-from r2d_core.benchmarks import loss_aims, read_benchmarks
+from r2d_core.benchmarks import loss_aims, losses_drawn, read_benchmarks
 from r2d_core.errors import InputError
 from r2d_core.kernels import KERNELS, triton_available
 from r2d_core.losses import r2d_loss
@@ -105,8 +105,6 @@ display(
 # are absent from a CPU's table, and said to be.
 
 # %% tags=["hide-input"]
-SHOWN = ["products", "triton", "chunked", "naive", "authors", "torch (512 rows)",
-         "torch (4096 rows)", "TRL", "Liger", "CCE", "QuACK"]  # fmt: skip
 MIB = 2**20
 
 
@@ -145,7 +143,9 @@ for run in runs:
     for column, what in (("v", "vocabulary"), ("n", "tokens")):
         same = rows[(rows["mode"] == "full") & (rows.ignored == 0)]
         same = same[same["n" if column == "v" else "v"] == bar["n" if column == "v" else "v"]]
-        same = same[same["loss"].isin(SHOWN)].rename(columns={"loss": "name", column: what})
+        same = same[same["loss"].isin(losses_drawn(run))].rename(
+            columns={"loss": "name", column: what}
+        )
         for y, unit in (("seconds", "seconds, forward and backward"), ("MiB", "peak MiB")):
             display(
                 plots.benchmark_lines(

@@ -76,6 +76,18 @@ def speedups(measured: dict[str, list[dict[str, Any]]]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def losses_drawn(run: dict[str, Any]) -> list[str]:
+    """Of a run of ``benchmarks/loss.py`` the losses that a figure shows: no more than it can.
+
+    The bare products and ours first; of torch's the one with the longer chunks.
+    """
+    gpu = bool(run["provenance"]["hardware"]["gpus"])
+    own = ["products", "triton", "authors"] if gpu else ["products", "chunked", "naive", "authors"]
+    drawn = [*own, f"torch ({4096 if gpu else 512} rows)", *PEERS]
+    found = {row["loss"] for row in run["rows"]}
+    return [name for name in drawn if name in found]
+
+
 def loss_aims(run: dict[str, Any]) -> pd.DataFrame:
     """What a run of ``benchmarks/loss.py`` was to reach: columns what, aim, measured, reached.
 

@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from r2d_core.benchmarks import AIMS, loss_aims, made_by, plans, read_benchmarks, speedups
+from r2d_core.benchmarks import (
+    AIMS,
+    loss_aims,
+    losses_drawn,
+    made_by,
+    plans,
+    read_benchmarks,
+    speedups,
+)
 from r2d_core.errors import InputError
 
 
@@ -154,3 +162,6 @@ def test_the_project_s_own_loss_beside_its_aims(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.chdir(Path(__file__).resolve().parents[1])
     for run in read_benchmarks([], ["loss"])["loss"]:
         assert loss_aims(run)["measured"].notna().all()
+        drawn = losses_drawn(run)
+        assert {"products", "authors", "TRL"} < set(drawn) and len(drawn) <= 8  # a figure's lines
+        assert ("triton" in drawn) == bool(run["provenance"]["hardware"]["gpus"])
