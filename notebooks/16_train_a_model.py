@@ -137,14 +137,16 @@ display(plots.table(pd.DataFrame(rows), index=False))
 # ### Plans beside real runs
 #
 # `benchmarks/planning.py` trains random models of real sizes on a GPU for a few steps: what the
-# plan reckons with must be no less than what the driver gives as taken. *Utilisation* is the share
-# of the GPU's peak that the steps reached; the plan's hours assume the last column's.
+# plan reckons with must be no less than what the driver gives as taken. Activations are kept or
+# computed *again*. *Utilisation* is the share of the GPU's peak that the steps reached; the plan's
+# hours assume 0.35, too much of it for a small model.
 
 # %% tags=["hide-input"]
 held = read_benchmarks([], ["planning"])["planning"]
 for run in held:
     display(plots.table(plans([run]), index=False, number="{:.3g}",
-                        caption=f"One GPU, bfloat16 ({made_by(run)})"))  # fmt: skip
+                        caption="Planned beside taken, of one GPU"))  # fmt: skip
+    display(Markdown(f"*{made_by(run)}*"))
 if not held:
     display(Markdown("*Not measured:* `python benchmarks/planning.py` does, on a GPU."))
 

@@ -156,25 +156,21 @@ def plans(runs: Sequence[dict[str, Any]]) -> pd.DataFrame:
 
     Gigabytes (10**9) are those of one GPU; taken is what its driver gave as in use at the end,
     which the caching allocator never gives back. Utilisation is the plan's operations over the time
-    and the GPU's peak; the plan's hours reckon with the share that the last column tells.
+    and the GPU's peak.
     """
     rows = []
     for run in runs:
-        made = run["provenance"]
         for row in run["rows"]:
             taken = row.get("taken_bytes", row["allocated_bytes"])
             rows.append(
                 {
                     "model": row["model"],
                     "trained": row["trained"],
-                    "examples": f"{row['batch_size']} of {row['length']:,} tokens",
-                    "activations": "computed again" if row["checkpointing"] else "kept",
+                    "tokens": f"{row['batch_size']} × {row['length']:,}",
+                    "activations": "again" if row["checkpointing"] else "kept",
                     "planned GB": row["planned_bytes"] / 1e9,
                     "taken GB": taken / 1e9,
-                    "planned / taken": row["planned_bytes"] / taken,
-                    "tokens a second": row["tokens_per_second"],
                     "utilisation": row["utilisation"],
-                    "planned with": made["parameters"]["utilisation"],
                 }
             )
     return pd.DataFrame(rows)

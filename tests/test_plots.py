@@ -150,6 +150,7 @@ def test_a_figure_can_stand_in_a_page_of_either_theme(name):
     assert "currentColor" in figure.markup and plots.INK not in figure.markup
     assert root.find(f".//{SVG}style") is None  # matplotlib's would restyle the whole page
     assert "<?xml" not in figure.markup and "<!DOCTYPE" not in figure.markup
+    assert "mathdefault" not in figure.markup  # what a logarithmic axis writes by itself
     ids = re.findall(r'\bid="([^"]+)"', figure.markup)
     referred = re.findall(r'url\(#([^)]+)\)|href="#([^"]+)"', figure.markup)
     assert len(ids) == len(set(ids))
@@ -224,6 +225,7 @@ def test_a_benchmark_is_drawn_with_its_floor_and_its_contenders():
         plots.benchmark_lines(scaling(), "tokens", "seconds", alt="a", floor="products")
     )
     assert {"products", "ours", "naive", "1,024", "2,048"} <= set(shown)
+    assert {"1", "2"} & set(shown)
 
 
 def test_training_data_is_counted_in_the_unit_it_has():

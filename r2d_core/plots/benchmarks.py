@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from r2d_core.errors import InputError
-from r2d_core.plots.drawing import INK, MARKER, Figure, canvas, finish, plain
+from r2d_core.plots.drawing import INK, MARKER, Figure, canvas, finish, plain, plain_numbers
 from r2d_core.plots.names import METHODS
 
 
@@ -42,6 +42,7 @@ def benchmark_lines(
                 )  # fmt: skip
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
+        plain_numbers(axes.yaxis)
         sizes = sorted(table[x].unique())
         axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
         axes.minorticks_off()

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pandas as pd
 
-from r2d_core.plots.drawing import MARKER, Figure, canvas, finish, percent_axis, plain
+from r2d_core.plots.drawing import (
+    MARKER,
+    Figure,
+    canvas,
+    finish,
+    percent_axis,
+    plain,
+    plain_numbers,
+)
 from r2d_core.plots.names import attack_label, attacks_in, method_look, methods_in
 
 
@@ -39,6 +47,7 @@ def budget_curves(table: pd.DataFrame, *, alt: str, title: str = "") -> Figure:
                     x.iloc[-1:], 100 * y.iloc[-1:], marker, color=colour, label=label, **MARKER
                 )
             axes.set_xscale("log")
+            plain_numbers(axes.xaxis)
             axes.set_xlabel("queries")
             axes.grid(alpha=0.18, linewidth=0.6)
         percent_axis(grid[0].yaxis, grid[0].set_ylim, "%")

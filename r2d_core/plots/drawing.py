@@ -21,6 +21,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from r2d_core.errors import InputError
 from r2d_core.records import write_text_atomic
@@ -148,6 +149,13 @@ def percent_axis(axis: Any, set_limits: Any, label: str) -> None:
     set_limits(-3, 103)
     axis.set_ticks([0, 25, 50, 75, 100])
     axis.set_label_text(label)
+
+
+def plain_numbers(axis: Any) -> None:
+    """On a logarithmic axis, 1, 2, 5, 10 …: its own labels are TeX, which no figure here reads."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(lambda number, _: f"{number:,g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def legend_once(axes: Axes) -> None:
