@@ -102,7 +102,8 @@ display(
 # `python benchmarks/loss.py` measures all contenders in one process, in turn, round after round:
 # ratios hold on a busy machine, seconds do not. Of general kernels the loss is cross-entropy alone,
 # which is less work; they cannot train some rows and not others either. Peers that run on GPUs only
-# are absent from a CPU's table, and said to be.
+# are absent from a CPU's table, and said to be. A GPU lowers its clock under matrix products: its
+# single calls differ by some percent, and so may ratios that are close to one another.
 
 # %% tags=["hide-input"]
 MIB = 2**20

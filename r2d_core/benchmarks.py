@@ -155,8 +155,8 @@ def plans(runs: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """The runs of ``benchmarks/planning.py``: a row a training, planned beside taken.
 
     Gigabytes (10**9) are those of one GPU; taken is what its driver gave as in use at the end,
-    which the caching allocator never gives back. Utilisation is the plan's operations over the time
-    and the GPU's peak.
+    which the caching allocator never gives back. The share of the peak is the plan's operations
+    over the time and those that the GPU can do in it.
     """
     rows = []
     for run in runs:
@@ -170,7 +170,7 @@ def plans(runs: Sequence[dict[str, Any]]) -> pd.DataFrame:
                     "activations": "again" if row["checkpointing"] else "kept",
                     "planned GB": row["planned_bytes"] / 1e9,
                     "taken GB": taken / 1e9,
-                    "utilisation": row["utilisation"],
+                    "of peak": row["utilisation"],
                 }
             )
     return pd.DataFrame(rows)
