@@ -145,7 +145,7 @@ display(plots.table(pd.DataFrame(rows), index=False))
 held = read_benchmarks([], ["planning"])["planning"]
 for run in held:
     display(plots.table(plans([run]), index=False, number="{:.3g}",
-                        caption="Planned beside taken, of one GPU"))  # fmt: skip
+                        caption="GB of one GPU, planned and taken"))  # fmt: skip
     display(Markdown(f"*{made_by(run)}*"))
 if not held:
     display(Markdown("*Not measured:* `python benchmarks/planning.py` does, on a GPU."))

@@ -168,8 +168,8 @@ def plans(runs: Sequence[dict[str, Any]]) -> pd.DataFrame:
                     "trained": row["trained"],
                     "tokens": f"{row['batch_size']} × {row['length']:,}",
                     "activations": "again" if row["checkpointing"] else "kept",
-                    "planned GB": row["planned_bytes"] / 1e9,
-                    "taken GB": taken / 1e9,
+                    "planned": row["planned_bytes"] / 1e9,
+                    "taken": taken / 1e9,
                     "of peak": row["utilisation"],
                 }
             )

@@ -87,9 +87,9 @@ def test_the_plan_held_and_an_8b_model_fitted_80_gb(monkeypatch: pytest.MonkeyPa
     """As measured: what is planned is what is taken, or up to an eighth more."""
     monkeypatch.chdir(Path(__file__).resolve().parents[1])
     found = plans(read_benchmarks([], ["planning"])["planning"])
-    assert (found["planned GB"] / found["taken GB"]).between(1, 1.125).all()
+    assert (found["planned"] / found["taken"]).between(1, 1.125).all()
     long = found[(found["model"] == "Llama-3-8B") & found["tokens"].str.endswith("4,096")]
-    assert len(long) >= 3 and (long["taken GB"] < 80).all()
+    assert len(long) >= 3 and (long["taken"] < 80).all()
 
 
 def test_a_plan_without_a_gpu_is_held_against_what_was_allocated() -> None:
@@ -97,7 +97,7 @@ def test_a_plan_without_a_gpu_is_held_against_what_was_allocated() -> None:
            "planned_bytes": 3e9, "allocated_bytes": 2e9, "tokens_per_second": 5.0,
            "utilisation": 0.4}  # fmt: skip
     found = plans([{"rows": [row, row | {"taken_bytes": 2.5e9}]}])
-    assert found["taken GB"].tolist() == [2.0, 2.5] and found["tokens"][0] == "2 × 4,096"
+    assert found["taken"].tolist() == [2.0, 2.5] and found["tokens"][0] == "2 × 4,096"
 
 
 def test_the_projects_own_at_a_glance(monkeypatch: pytest.MonkeyPatch) -> None:
