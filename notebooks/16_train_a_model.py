@@ -137,8 +137,8 @@ display(plots.table(pd.DataFrame(rows), index=False))
 # ### Plans beside real runs
 #
 # `benchmarks/planning.py` trains random models of real sizes on a GPU for a few steps: what the
-# plan reckons with must be no less than what the driver gives as taken. Activations are kept or
-# computed *again*. The last column is the share of the GPU's peak that the steps reached; the
+# plan reckons with must be no less than what the driver gives as taken. Activations are *kept*
+# or computed again. The last column is the share of the GPU's peak that the steps reached; the
 # plan's hours assume 0.35, which is too much for a small model.
 
 # %% tags=["hide-input"]

@@ -167,7 +167,7 @@ def plans(runs: Sequence[dict[str, Any]]) -> pd.DataFrame:
                     "model": row["model"],
                     "trained": row["trained"],
                     "tokens": f"{row['batch_size']} × {row['length']:,}",
-                    "activations": "again" if row["checkpointing"] else "kept",
+                    "kept": "no" if row["checkpointing"] else "yes",
                     "planned": row["planned_bytes"] / 1e9,
                     "taken": taken / 1e9,
                     "of peak": row["utilisation"],
