@@ -7,12 +7,12 @@ The losses it is held against: pip install -c constraints.txt -e ".[bench]"; on 
 cut-cross-entropy and quack-kernels.
 
 Each contender computes the loss and its gradients from the same hidden states [N, H], output
-matrix [V, H] and targets, in one process, round after round in turn, so that a busy machine slows
-all of them alike; a time is the median over rounds (on a GPU, of two calls a round after one that
-is not counted), and what counts is its ratio to the bare matrix
-products of all rows (three; two where the matrix is frozen). Memory is the peak of what the call
-allocates, and scratch what of it is not the gradients that are asked for. Errors are those of the
-gradients against float64, relative to their norm.
+matrix [V, H] and targets, in one process, round after round, each round in another order, so that a
+busy machine slows all of them alike; a time is the median over rounds (on a GPU, of two calls a
+round after one that is not counted), and what counts is its ratio to the bare matrix products of
+all rows (three; two where the matrix is frozen). Memory is the peak of what the call allocates, and
+scratch what of it is not the gradients that are asked for. Errors are those of the gradients
+against float64, relative to their norm.
 
 The R2D losses (ours, the authors', naive) compute cross-entropy and pivot contrast; the others know
 of no pivots and compute cross-entropy alone, which is less.

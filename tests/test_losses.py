@@ -655,7 +655,7 @@ def test_the_kernels_compile_for_the_gpus_they_are_for():
         assert each["softcap"] == (None if each["kernel"] == "scale_kernel" else "fp64"), each
         if each["dtype"] != "bf16":  # tests on a GPU run them; training does not
             continue
-        assert each["spilled_bytes"] <= 16, each
+        assert each["spilled_bytes"] <= (16 if each["constants"].get("SOFTCAP") else 0), each
         if each["kernel"] in ("row_kernel", "scale_kernel"):
             assert each["wide_loads"] and each["wide_stores"] and not each["narrow_stores"], each
 

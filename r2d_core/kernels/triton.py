@@ -21,10 +21,10 @@ from torch import Tensor
 from r2d_core.kernels.fused import ContrastRows, Pivots, Steps, fused_loss
 from r2d_core.kernels.reference import KernelResult
 
-# Logits of one row that a program holds at one time, and the registers a thread may use: four
-# programs then fit a multiprocessor, and (almost) nothing spills (compiled for sm_80 and sm_90).
+# Logits of one row that a program holds at one time, and the registers a thread may use: three
+# programs then fit a multiprocessor, and nothing spills (compiled for sm_80 and sm_90).
 BLOCK_V = 4096
-REGISTERS = 64
+REGISTERS = 40
 BLOCK_H = 1024
 LANE = 8  # of bfloat16, the 16 bytes that a thread reads at once
 BLOCK_SCALED, PROGRAMS_SCALING = 2048, 1024  # numbers at a time; programs, which share them out
@@ -184,7 +184,7 @@ def triton_readout(
 
 
 def _warps(block: int) -> int:
-    return max(1, min(32, block // 512))
+    return max(1, min(32, block // 256))
 
 
 def _power_of_two(n: int) -> int:
