@@ -21,6 +21,7 @@ from typing import get_args
 from r2d_core.errors import InputError
 from r2d_core.parameter_sets import R2D_R1_ROWS, read_parameter_set, train_parameter_set
 from r2d_core.planning import Sharing
+from r2d_core.processes import end_processes
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -68,6 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"{result.steps} steps in {result.seconds:.0f} s: {result.model_dir}")
+    end_processes()
     return 0
 
 

@@ -16,7 +16,8 @@ initial model. A killed run goes on from its last whole checkpoint and ends as i
 killed; a changed parameter is another run and starts afresh; a finished run is not run again.
 
 Several processes (`accelerate launch`) share a run: by data (DDP), or with the weights sharded
-besides (DeepSpeed ZeRO, FSDP2), as the launch configuration says.
+besides (DeepSpeed ZeRO, FSDP2), as the launch configuration says. Their program then ends with
+`end_processes`.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from transformers import training_args
 from r2d_core import training
 from r2d_core.adapters import LoraSettings
 from r2d_core.pivots import expand_vocabulary
+from r2d_core.processes import end_processes
 from r2d_core.tokenization import encode_example
 from r2d_core.training import R2DTrainer, TrainConfig, train
 
@@ -70,6 +71,7 @@ def main() -> None:
     expand_vocabulary(model, tokenizer)
     rows = [encode_example(tokenizer, CORPUS[i % 6], RESPONSES[i % 2]) for i in range(22)]
     train(TrainConfig(output, **settings), model, tokenizer, rows, rows[:5])
+    end_processes()
 
 
 if __name__ == "__main__":
