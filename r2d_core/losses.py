@@ -18,7 +18,7 @@ from torch import Tensor
 from r2d_core.checking import mismatch, unknown
 from r2d_core.errors import InputError
 from r2d_core.kernels import KERNELS, triton_available
-from r2d_core.kernels.fused import (
+from r2d_core.kernels.inputs import (
     Pivots,
     autocasts,
     check_linear,

@@ -17,7 +17,15 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from r2d_core.kernels import triton_kernels
-from r2d_core.kernels.triton import BLOCK_H, BLOCK_SCALED, BLOCK_V, LANE, REGISTERS, _warps
+from r2d_core.kernels.triton import (
+    BLOCK_H,
+    BLOCK_SCALED,
+    BLOCK_SUMMED,
+    BLOCK_V,
+    LANE,
+    REGISTERS,
+    _warps,
+)
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
@@ -91,10 +99,21 @@ for dtype, target, block, softcap in (
         target,
         dtype,
         {"hidden": dtype, "three": dtype, "targets": "i64", "right": "i1"}
-        | dict.fromkeys(("term", "gradient"), exact),
+        | dict.fromkeys(("n_items", "class_counts", "scale", "term", "gradient"), exact),
         {"SOFTCAP": softcap, "ALL": softcap, "BLOCK": min(BLOCK_H, block)},
         num_warps=4,
     )
+    for ones in ({}, {"n": 1, "unsafe": 1}):  # Triton makes a constant of an integer that is 1
+        compile_kernel(
+            triton_kernels.sum_kernel,
+            target,
+            dtype,
+            {"top": "i1", "right": "i1", "targets": "i64", "correct": "i64", "greedy": "i64"}
+            | dict.fromkeys(("nll", "scale", "term", "n_items", "class_counts"), exact)
+            | dict.fromkeys(("loss", "cross_entropy", "pivot_by_class"), exact),
+            {"PIVOTS": softcap, "BLOCK": BLOCK_SUMMED} | ones,
+            num_warps=8,
+        )
     compile_kernel(
         triton_kernels.readout_kernel,
         target,

@@ -23,8 +23,8 @@ from torch.overrides import TorchFunctionMode
 
 from r2d_core.errors import InputError
 from r2d_core.kernels import KERNELS, chunked_loss, fused, read_pivots
-from r2d_core.kernels.chunked import torch_scratch
-from r2d_core.kernels.fused import logits_buffer
+from r2d_core.kernels.chunked import torch_scratch, torch_sums
+from r2d_core.kernels.fused import Averages, RowTerms, logits_buffer
 from r2d_core.losses import r2d_loss
 from r2d_core.pivots import PivotIds
 
@@ -38,6 +38,7 @@ PIVOTS = SimpleNamespace(safe=3, unsafe=1, rethink=5)
 IDS = (3, 1, 5)
 IMPLS = list(KERNELS)
 FUSED = [impl for impl in IMPLS if impl != "reference"]
+KERNEL_NAMES = ["contrast_kernel", "row_kernel", "sum_kernel", "scale_kernel", "readout_kernel"]
 
 
 def naive(
@@ -151,8 +152,9 @@ def test_value_and_gradients_follow_the_definition(
 def test_chunk_size_does_not_matter(monkeypatch, chunk_bytes, impl):
     set_chunk_bytes(monkeypatch, chunk_bytes)
     hidden, weight, targets = problem(n=40)
-    expected = naive(hidden, weight, targets)
-    actual = r2d_loss(hidden, weight, targets, PIVOTS, impl=impl)
+    weights = {"pivot_weight": 0.7, "pivot_ce_weight": 3.0}
+    expected = naive(hidden, weight, targets, **weights)
+    actual = r2d_loss(hidden, weight, targets, PIVOTS, **weights, impl=impl)
     torch.testing.assert_close(actual.total, expected, rtol=1e-12, atol=0)
     for got, want in zip(
         gradients(actual.total, hidden, weight), gradients(expected, hidden, weight), strict=True
@@ -530,6 +532,46 @@ def test_other_strides_and_input_left_alone(impl, ignored):
         assert torch.equal(now, then)
 
 
+@pytest.mark.parametrize("n", [0, 1, 7, 1023, 1024, 2500])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("pivots", [IDS, None])
+def test_sums_over_more_rows_than_a_block_holds(n, dtype, pivots):
+    """What is said of a row whose target is no pivot is not read: here it is nan."""
+    from r2d_core.kernels.triton import triton_sums
+
+    generator = torch.Generator(DEVICE).manual_seed(n)
+    nll, scale, term = torch.rand(3, n, generator=generator, dtype=dtype)
+    right, top = torch.rand(2, n, generator=generator) < 0.5
+    targets = torch.randint(11, (n,), generator=generator)
+    averages = Averages(
+        torch.tensor(n + 2.0, dtype=dtype), torch.tensor([3.0, 5.0, 7.0], dtype=dtype), 0.7, 1.3
+    )
+    at = torch.stack([targets == each for each in IDS]).any(0)
+    known = RowTerms(scale, term * at, torch.zeros(n, 3), right & at) if pivots else RowTerms(scale)
+    expected = torch_sums(
+        nll.double(),
+        top,
+        RowTerms(
+            *(each if each is None or each.dtype == torch.bool else each.double() for each in known)
+        ),
+        targets,
+        pivots,
+        averages._replace(
+            n_items=averages.n_items.double(), class_counts=averages.class_counts.double()
+        ),
+    )
+    unknown = known
+    if pivots:
+        unknown = known._replace(term=torch.where(at, term, torch.nan), right=right | ~at)
+    sums = triton_sums(nll, top, unknown, targets, pivots, averages)
+    for got, want in zip(sums, expected, strict=True):
+        assert got.dtype == (dtype if want.is_floating_point() else torch.int64)
+        # Summed in float64 and rounded once: to the last digit.
+        torch.testing.assert_close(
+            got, want.to(got.dtype), rtol=2e-7 if dtype == torch.float32 else 1e-14, atol=0
+        )
+
+
 @pytest.mark.parametrize("shape", [(1, 1, 6), (1, 64, 67), (31, 13, 1031), (7, 1030, 64)])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_triton_on_odd_shapes(monkeypatch, shape, dtype):
@@ -648,11 +690,12 @@ def test_the_kernels_compile_for_the_gpus_they_are_for():
     kernels = [json.loads(line) for line in result.stdout.splitlines()]
     assert {(each["kernel"], each["dtype"], each["target"]) for each in kernels} == {
         (kernel, dtype, target)
-        for kernel in ("row_kernel", "contrast_kernel", "scale_kernel", "readout_kernel")
+        for kernel in KERNEL_NAMES
         for dtype, target in (("bf16", 80), ("bf16", 90), ("fp32", 90), ("fp64", 90))
     }
     for each in kernels:
-        assert each["softcap"] == (None if each["kernel"] == "scale_kernel" else "fp64"), each
+        capped = each["kernel"] not in ("scale_kernel", "sum_kernel")
+        assert each["softcap"] == ("fp64" if capped else None), each
         if each["dtype"] != "bf16":  # tests on a GPU run them; training does not
             continue
         assert each["spilled_bytes"] <= (16 if each["constants"].get("SOFTCAP") else 0), each
@@ -685,14 +728,13 @@ def test_triton_launches_where_the_tensors_are(monkeypatch):
 
     from r2d_core.kernels import triton_kernels
 
-    names = ["row_kernel", "contrast_kernel", "scale_kernel", "readout_kernel"]
-    for name in names:
+    for name in KERNEL_NAMES:
         monkeypatch.setattr(triton_kernels, name, Watched(name))
     monkeypatch.setattr(torch.cuda, "device_of", device_of)
     hidden, weight, targets = problem()
     r2d_loss(hidden, weight, targets, PIVOTS, impl="triton").total.backward()
     read_pivots(hidden, weight, IDS, impl="triton")
-    assert set(launches) == set(names)
+    assert set(launches) == set(KERNEL_NAMES)
 
 
 class Waits(TorchFunctionMode):

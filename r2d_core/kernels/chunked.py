@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from r2d_core.kernels.fused import ContrastRows, Pivots, Steps, fused_loss
+from r2d_core.kernels.fused import Averages, RowTerms, Steps, fused_loss
+from r2d_core.kernels.inputs import Pivots
 from r2d_core.kernels.reference import KernelResult
 
 
@@ -19,8 +20,7 @@ def chunked_loss(*tensors: Any, **settings: Any) -> KernelResult:
 def torch_rows(
     logits: Tensor,
     targets: Tensor,
-    scale: Tensor,
-    contrast_gradient: Tensor | None,
+    terms: RowTerms,
     pivots: Pivots | None,
     softcap: float | None,
     nll: Tensor,
@@ -28,6 +28,7 @@ def torch_rows(
     backward: bool,
 ) -> Tensor:
     """Of each row: logsumexp(z) - z[target], and scale * (softmax(z) - onehot(target))."""
+    scale = terms.scale
     z = logits.to(scale.dtype)
     slope = None
     if softcap is not None:
@@ -44,9 +45,9 @@ def torch_rows(
         z.mul_(scale[:, None]).scatter_add_(1, target, -scale[:, None])
         if slope is not None:
             z.mul_(slope)
-        if pivots is not None and contrast_gradient is not None:
+        if pivots is not None and terms.gradient is not None:
             for column, pivot in enumerate(pivots):
-                z[:, pivot] += contrast_gradient[:, column]
+                z[:, pivot] += terms.gradient[:, column]
     return logits if z is logits else logits.copy_(z)
 
 
@@ -71,8 +72,9 @@ def torch_contrast(
     pivots: Pivots,
     contrast: str,
     softcap: float | None,
-) -> ContrastRows:
-    """In float64, of the rows whose target is a pivot alone."""
+    averages: Averages,
+) -> RowTerms:
+    """In float64, of the rows whose target is a pivot alone; nought in the others."""
     places, classes = torch.stack([targets == pivot for pivot in pivots], dim=1).nonzero().unbind(1)
     own = classes[:, None]
     h, w = hidden[places].double(), three.double()
@@ -94,15 +96,43 @@ def torch_contrast(
     share = (odds - term[:, None]).exp()
     gradient = share.scatter(1, own, -share.sum(dim=1, keepdim=True)) * slope
 
-    n, exact = len(targets), torch.promote_types(hidden.dtype, torch.float32)
-    result = ContrastRows(
-        hidden.new_zeros(n, dtype=exact),
-        hidden.new_zeros(n, 3, dtype=exact),
-        torch.zeros(n, dtype=torch.bool, device=hidden.device),
+    n, exact = len(targets), averages.n_items.dtype
+    gradient *= averages.pivot_weight / averages.class_counts[classes].double()[:, None]
+    scale = (1 / averages.n_items).repeat(n)
+    scale[places] *= averages.pivot_ce_weight
+    term_of_all = hidden.new_zeros(n, dtype=exact)
+    gradient_of_all = hidden.new_zeros(n, 3, dtype=exact)
+    right_of_all = torch.zeros(n, dtype=torch.bool, device=hidden.device)
+    term_of_all[places] = term.to(exact)
+    gradient_of_all[places] = gradient.to(exact)
+    right_of_all[places] = right
+    return RowTerms(scale, term_of_all, gradient_of_all, right_of_all)
+
+
+def torch_sums(
+    nll: Tensor,
+    top: Tensor,
+    terms: RowTerms,
+    targets: Tensor,
+    pivots: Pivots | None,
+    averages: Averages,
+) -> KernelResult:
+    """As `reference_loss` sums."""
+    cross_entropy = nll.sum() / averages.n_items
+    total = (nll * terms.scale).sum()
+    if pivots is None or terms.term is None or terms.right is None:
+        none = torch.zeros(3, dtype=torch.int64, device=nll.device)
+        return KernelResult(total, cross_entropy, none.to(nll.dtype), none, none.clone())
+    at = torch.stack([targets == pivot for pivot in pivots], dim=1)
+    pivot_by_class = (terms.term[:, None] * at).sum(0) / averages.class_counts
+    right = at & terms.right[:, None]
+    return KernelResult(
+        total + averages.pivot_weight * pivot_by_class.sum(),
+        cross_entropy,
+        pivot_by_class,
+        right.sum(0),
+        (right & top[:, None]).sum(0),
     )
-    for whole, part in zip(result, (term, gradient, right), strict=True):
-        whole[places] = part.to(whole.dtype)
-    return result
 
 
 def torch_readout(
@@ -122,8 +152,9 @@ def torch_readout(
 
 
 TORCH_STEPS = Steps(
-    rows=torch_rows,
     contrast=torch_contrast,
+    rows=torch_rows,
+    sums=torch_sums,
     scaled=torch_scaled,
     scratch=torch_scratch,
     alignment=1,

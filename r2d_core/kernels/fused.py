@@ -7,10 +7,11 @@ backward pass only scales what the forward pass has made, where it lies if it ca
 loop waits for the device, which begins with the first product: what is small is made ready behind
 it.
 
-A kernel is a `Steps`: how a chunk of logits becomes its gradient, and how the contrast is made.
-The contrast needs three logits of the rows whose target is a pivot: it is made apart, from the
-differences of the pivots' output rows, so that a small margin z_safe - z_unsafe does not drown in
-the rounding of the logits; its gradient is one of rank one a row, added where the rows' own is.
+A kernel is a `Steps`: how the contrast is made, how a chunk of logits becomes its gradient, and how
+the rows' terms become the loss. The contrast needs three logits of the rows whose target is a
+pivot: it is made apart, from the differences of the pivots' output rows, so that a small margin
+z_safe - z_unsafe does not drown in the rounding of the logits; its gradient is one of rank one a
+row, added where the rows' own is.
 
 A weight wider than the hidden states (float32 under autocast) is cast to their dtype as a whole
 only where its gradient is as large; a frozen one a slice of the vocabulary at a time, product by
@@ -19,18 +20,15 @@ product.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from r2d_core.checking import mismatch
-from r2d_core.errors import InputError
+from r2d_core.kernels.inputs import Pivots
 from r2d_core.kernels.reference import KernelResult
 from r2d_core.tokenization import IGNORED
 
@@ -40,8 +38,6 @@ CPU_CHUNK_BYTES = 64 * 2**20
 GPU_CHUNK_BYTES = 2**30
 SLICES = 16  # a slice of a weight that is cast takes one part in so many of these bytes, besides
 
-Pivots = tuple[int, int, int]
-DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 # Where a product of bfloat16 is summed in float32 and rounded once, at its end.
 ROUNDING_ONCE = ("cuda",)
 DEVICES = ("cpu", "cuda")  # where float64 is at hand, and where what is used here was tried
@@ -76,75 +72,53 @@ def logits_buffer(
     return like.new_empty(-(-n // max(1, chunks)), stride)[:, :vocabulary]
 
 
-def check_linear(hidden: Tensor, weight: Tensor, *, autocast: bool = False) -> None:
-    """Raise InputError unless hidden [N, H] and weight [V, H] go together.
+class Averages(NamedTuple):
+    """What the rows' terms count for in the total.
 
-    Under ``autocast``, to whose dtype hidden was cast, weight may be of any dtype it would cast.
+    n_items scalar, class_counts [3], in float32 (float64 for float64 input), at least 1
     """
-    for name, tensor in (("hidden", hidden), ("weight", weight)):
-        if not isinstance(tensor, Tensor):
-            raise InputError(f"{name}: expected a tensor, got {type(tensor).__name__}")
-    if hidden.dim() != 2:
-        raise InputError(f"hidden: expected shape [N, H], got {list(hidden.shape)}; flatten it")
-    if weight.dim() != 2 or weight.shape[1] != hidden.shape[1] or weight.shape[0] == 0:
-        raise InputError(
-            f"weight: expected shape [V, {hidden.shape[1]}] to go with hidden "
-            f"{list(hidden.shape)}, got {list(weight.shape)}"
-        )
-    if hidden.dtype not in DTYPES:
-        raise InputError(f"hidden: expected float32, bfloat16 or float64, got {hidden.dtype}")
-    castable = autocast and hidden.dtype != torch.float64 and autocasts(weight)
-    if weight.dtype != hidden.dtype and not castable:
-        raise InputError(f"weight: expected {hidden.dtype} like hidden, got {weight.dtype}")
-    if weight.device != hidden.device:
-        raise InputError(f"weight: expected on {hidden.device} like hidden, is {weight.device}")
+
+    n_items: Tensor
+    class_counts: Tensor
+    pivot_weight: float
+    pivot_ce_weight: float
 
 
-def autocasts(tensor: Tensor) -> bool:
-    """Whether autocast would cast it: float64 it leaves alone."""
-    return tensor.is_floating_point() and tensor.dtype != torch.float64
+class RowTerms(NamedTuple):
+    """What is known of each row before its logits. Without pivots there is the scale alone; with
+    them the rest says something of the rows whose target is one.
 
-
-def pivot_ids(pivots: object, vocabulary: int) -> Pivots | None:
-    """(safe, unsafe, rethink) as Python's ints; None unless they are three rows of the weight."""
-    if not isinstance(pivots, Sequence) or len(pivots) != 3:
-        return None
-    if not all(isinstance(each, Integral) and 0 <= int(each) < vocabulary for each in pivots):
-        return None
-    safe, unsafe, rethink = map(int, pivots)
-    return safe, unsafe, rethink
-
-
-def check_softcap(softcap: float | None) -> None:
-    """Raise InputError unless it is None or a finite number above 0."""
-    if softcap is not None and (mismatch(softcap, float) or not 0 < softcap < math.inf):
-        raise InputError(f"softcap: expected None or a finite number above 0, got {softcap!r}")
-
-
-class ContrastRows(NamedTuple):
-    """The contrast row by row: nought in every row whose target is no pivot.
-
-    term [n]         -log of the right pivot's share, float32 (float64 for float64 input)
-    gradient [n, 3]  of term with respect to the logits of safe, unsafe, rethink, same dtype
+    scale [n]        what the row's cross-entropy counts for, float32 (float64 for float64 input)
+    term [n]         -log of the right pivot's share, same dtype
+    gradient [n, 3]  of the total with respect to the logits of safe, unsafe, rethink, by the
+                     contrast alone, same dtype
     right [n]        bool: the right pivot's logit exceeds both others
     """
 
-    term: Tensor
-    gradient: Tensor
-    right: Tensor
+    scale: Tensor
+    term: Tensor | None = None
+    gradient: Tensor | None = None
+    right: Tensor | None = None
+
+    def of(self, part: slice) -> RowTerms:
+        """Those of some rows."""
+        scale, *others = self
+        return RowTerms(scale[part], *(None if each is None else each[part] for each in others))
 
 
 @dataclass(frozen=True)
 class Steps:
     """What one kernel does its own way.
 
-    rows(logits, targets, scale, contrast_gradient, pivots, softcap, nll, top, backward) -> gradient
-        logits [c, V] may be overwritten; targets [c]; scale [c] multiplies each row's gradient;
-        contrast_gradient [c, 3] is added at the pivots (None: no pivots). Writes nll [c] and
+    contrast(hidden, three, targets, pivots, contrast, softcap, averages) -> RowTerms
+        hidden [n, H], three [3, H] the pivots' output rows, targets [n].
+    rows(logits, targets, terms, pivots, softcap, nll, top, backward) -> gradient
+        logits [c, V] may be overwritten; targets [c]; terms of these rows. Writes nll [c] and
         top [c] (bool: no token's logit exceeds the target's). With ``backward`` returns the
-        gradient [c, V] in the dtype of ``logits``.
-    contrast(hidden, three, targets, pivots, contrast, softcap) -> ContrastRows
-        hidden [n, H], three [3, H] the pivots' output rows.
+        gradient [c, V] in the dtype of ``logits``: that of scale * nll, and the contrast's added at
+        the pivots.
+    sums(nll, top, terms, targets, pivots, averages) -> KernelResult
+        of all n rows.
     scaled(gradient, upstream, dtype, keep) -> Tensor
         gradient [n, k] * upstream, a scalar in float32 (float64) that is not rounded first; in
         ``dtype``, and in the memory of ``gradient`` if that is of ``dtype`` and not to be kept.
@@ -154,8 +128,9 @@ class Steps:
         the rows of ``logits`` are apart by V rounded up to a multiple of it.
     """
 
+    contrast: Callable[..., RowTerms]
     rows: Callable[..., Tensor]
-    contrast: Callable[..., ContrastRows]
+    sums: Callable[..., KernelResult]
     scaled: Callable[[Tensor, Tensor, torch.dtype, bool], Tensor]
     scratch: Callable[[torch.dtype, bool], int]
     alignment: int
@@ -200,13 +175,12 @@ def fused_loss(
         steps=steps,
         targets=targets,
         pivots=pivots,
-        pivot_weight=pivot_weight,
         contrast=contrast,
-        pivot_ce_weight=pivot_ce_weight,
         softcap=softcap,
+        averages=Averages(
+            n_items.to(exact), class_counts.to(exact), float(pivot_weight), float(pivot_ce_weight)
+        ),
         n_valid=n_valid,
-        n_items=n_items.to(exact),
-        class_counts=class_counts.to(exact),
         hidden_grad=recording and hidden.requires_grad,
         weight_grad=weight_grad if recording and trained.requires_grad else "none",
         rows=rows,
@@ -222,13 +196,10 @@ class _Call:
     steps: Steps
     targets: Tensor
     pivots: Pivots | None
-    pivot_weight: float
     contrast: str
-    pivot_ce_weight: float
     softcap: float | None
+    averages: Averages
     n_valid: int
-    n_items: Tensor
-    class_counts: Tensor
     hidden_grad: bool
     weight_grad: str
     rows: Tensor | None
@@ -240,7 +211,7 @@ class _Fused(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, row_values: Tensor | None, call: _Call
     ) -> tuple[Tensor, ...]:
-        shape, dtype, exact = hidden.shape, hidden.dtype, call.n_items.dtype
+        shape, dtype, exact = hidden.shape, hidden.dtype, call.averages.n_items.dtype
         pivots, targets, rows = call.pivots, call.targets, call.rows
         weight_shape, weight_dtype = weight.shape, weight.dtype
         if row_values is not None:
@@ -278,19 +249,13 @@ class _Fused(torch.autograd.Function):
         if parts:
             logits_product(hidden[parts[0]], weight, logits, sliced)
 
-        scale = (1 / call.n_items).repeat(n)
-        right = contrast_gradient = None
-        pivot_by_class = torch.zeros_like(call.class_counts)
-        if pivots is not None:
-            at = torch.stack([targets == pivot for pivot in pivots], dim=1)
-            scale = torch.where(at.any(1), call.pivot_ce_weight * scale, scale)
+        if pivots is None:
+            terms = RowTerms((1 / call.averages.n_items).repeat(n))
+        else:
             three = pivot_rows(weight, pivots, rows, row_values, dtype)
-            term, contrast_gradient, right = call.steps.contrast(
-                hidden, three, targets, pivots, call.contrast, call.softcap
+            terms = call.steps.contrast(
+                hidden, three, targets, pivots, call.contrast, call.softcap, call.averages
             )
-            pivot_by_class = (term[:, None] * at).sum(0) / call.class_counts
-            average = (at * (call.pivot_weight / call.class_counts)).sum(1, keepdim=True)
-            contrast_gradient = contrast_gradient * average
 
         hidden_gradient = weight_gradient = None
         if call.hidden_grad:
@@ -301,7 +266,7 @@ class _Fused(torch.autograd.Function):
             make = torch.empty if n else torch.zeros
             weight_gradient = make(shape_of_it, dtype=weight_sum, device=device)
 
-        nll = torch.empty_like(scale)
+        nll = torch.empty_like(terms.scale)
         top = torch.empty_like(targets, dtype=torch.bool)
         for part in parts:
             h = hidden[part]
@@ -312,8 +277,7 @@ class _Fused(torch.autograd.Function):
             gradient = call.steps.rows(
                 logits,
                 targets[part],
-                scale[part],
-                None if contrast_gradient is None else contrast_gradient[part],
+                terms.of(part),
                 pivots,
                 call.softcap,
                 nll[part],
@@ -335,21 +299,16 @@ class _Fused(torch.autograd.Function):
             if weight_gradient is not None:
                 add_product_(weight_gradient, trained, h, sliced, first=not part.start)
 
-        cross_entropy = nll.sum() / call.n_items
-        total = (nll * scale).sum() + call.pivot_weight * pivot_by_class.sum()
-        if right is None:
-            correct = greedy = torch.zeros(3, dtype=torch.int64, device=hidden.device)
-        else:
-            correct, greedy = (at & right[:, None]).sum(0), (at & (right & top)[:, None]).sum(0)
+        result = call.steps.sums(nll, top, terms, targets, pivots, call.averages)
 
         ctx.shape, ctx.dtype = shape, dtype
         ctx.weight_shape, ctx.weight_dtype = weight_shape, weight_dtype
         ctx.of_row_values = row_values is not None
         ctx.scaled = call.steps.scaled
         ctx.save_for_backward(kept, hidden_gradient, weight_gradient, rows)
-        ctx.mark_non_differentiable(cross_entropy, pivot_by_class, correct, greedy)
+        ctx.mark_non_differentiable(*result[1:])
         ctx.set_materialize_grads(False)
-        return total, cross_entropy, pivot_by_class, correct, greedy
+        return tuple(result)
 
     @staticmethod
     @once_differentiable

@@ -13,14 +13,8 @@ from torch import Tensor
 from r2d_core.checking import mismatch, unknown
 from r2d_core.errors import InputError
 from r2d_core.kernels.chunked import torch_readout, torch_scratch
-from r2d_core.kernels.fused import (
-    Pivots,
-    bytes_at_a_time,
-    check_linear,
-    check_softcap,
-    logits_buffer,
-    pivot_ids,
-)
+from r2d_core.kernels.fused import bytes_at_a_time, logits_buffer
+from r2d_core.kernels.inputs import Pivots, check_linear, check_softcap, pivot_ids
 from r2d_core.kernels.triton import ALIGNMENT, require_triton, triton_available, triton_readout
 
 

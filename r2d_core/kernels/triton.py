@@ -18,7 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from r2d_core.kernels.fused import ContrastRows, Pivots, Steps, fused_loss
+from r2d_core.kernels.fused import Averages, RowTerms, Steps, fused_loss
+from r2d_core.kernels.inputs import Pivots
 from r2d_core.kernels.reference import KernelResult
 
 # Logits of one row that a program holds at one time, and the registers a thread may use: three
@@ -27,6 +28,7 @@ BLOCK_V = 4096
 REGISTERS = 40
 BLOCK_H = 1024
 LANE = 8  # of bfloat16, the 16 bytes that a thread reads at once
+BLOCK_SUMMED = 1024  # rows whose terms are added at one time
 BLOCK_SCALED, PROGRAMS_SCALING = 2048, 1024  # numbers at a time; programs, which share them out
 ALIGNMENT = 64  # rows of logits begin at multiples of it: they are moved 16 bytes at a time
 
@@ -64,8 +66,7 @@ def require_triton(device: torch.device) -> None:
 def triton_rows(
     logits: Tensor,
     targets: Tensor,
-    scale: Tensor,
-    contrast_gradient: Tensor | None,
+    terms: RowTerms,
     pivots: Pivots | None,
     softcap: float | None,
     nll: Tensor,
@@ -83,8 +84,8 @@ def triton_rows(
             logits,
             logits.stride(0),
             targets,
-            scale,
-            scale if contrast_gradient is None else contrast_gradient,
+            terms.scale,
+            terms.scale if terms.gradient is None else terms.gradient,
             nll,
             top,
             vocabulary,
@@ -109,15 +110,19 @@ def triton_contrast(
     pivots: Pivots,
     contrast: str,
     softcap: float | None,
-) -> ContrastRows:
-    """What `torch_contrast` computes, without waiting to learn how many rows have a pivot."""
+    averages: Averages,
+) -> RowTerms:
+    """What `torch_contrast` computes, without waiting to learn how many rows have a pivot; in rows
+    that have none all but the scale is left uninitialised.
+    """
     from r2d_core.kernels import triton_kernels
 
-    n, exact = len(targets), torch.promote_types(hidden.dtype, torch.float32)
-    result = ContrastRows(
-        hidden.new_zeros(n, dtype=exact),
-        hidden.new_zeros(n, 3, dtype=exact),
-        torch.zeros(n, dtype=torch.bool, device=hidden.device),
+    n, exact = len(targets), averages.n_items.dtype
+    terms = RowTerms(
+        hidden.new_empty(n, dtype=exact),
+        hidden.new_empty(n, dtype=exact),
+        hidden.new_empty(n, 3, dtype=exact),
+        hidden.new_empty(n, dtype=torch.bool),
     )
     if n:
         with torch.cuda.device_of(hidden):  # Triton launches on the current device
@@ -127,17 +132,57 @@ def triton_contrast(
                 hidden.stride(1),
                 three,
                 targets,
-                result.term,
-                result.gradient,
-                result.right,
+                averages.n_items,
+                averages.class_counts,
+                *terms,
                 hidden.shape[1],
                 *pivots,
+                averages.pivot_weight,
+                averages.pivot_ce_weight,
                 softcap or 0.0,
                 SOFTCAP=softcap is not None,
                 ALL=contrast == "all",
                 BLOCK=min(BLOCK_H, _power_of_two(hidden.shape[1])),
                 num_warps=4,
             )
+    return terms
+
+
+def triton_sums(
+    nll: Tensor,
+    top: Tensor,
+    terms: RowTerms,
+    targets: Tensor,
+    pivots: Pivots | None,
+    averages: Averages,
+) -> KernelResult:
+    """What `torch_sums` computes, summed in float64, by one program."""
+    from r2d_core.kernels import triton_kernels
+
+    # Apart, not views of one: they are handed out.
+    result = KernelResult(
+        nll.new_empty(()),
+        nll.new_empty(()),
+        nll.new_empty(3),
+        targets.new_empty(3),
+        targets.new_empty(3),
+    )
+    with torch.cuda.device_of(nll):  # Triton launches on the current device
+        triton_kernels.sum_kernel[(1,)](
+            nll,
+            top,
+            *(nll if each is None else each for each in (terms.scale, terms.term, terms.right)),
+            targets,
+            averages.n_items,
+            averages.class_counts,
+            *result,
+            len(targets),
+            *(pivots or (-1, -1, -1)),
+            averages.pivot_weight,
+            PIVOTS=pivots is not None,
+            BLOCK=BLOCK_SUMMED,
+            num_warps=8,
+        )
     return result
 
 
@@ -196,8 +241,9 @@ def _in_place(dtype: torch.dtype, slopes: bool) -> int:
 
 
 TRITON_STEPS = Steps(
-    rows=triton_rows,
     contrast=triton_contrast,
+    rows=triton_rows,
+    sums=triton_sums,
     scaled=triton_scaled,
     scratch=_in_place,
     alignment=ALIGNMENT,

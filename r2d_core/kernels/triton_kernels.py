@@ -128,6 +128,9 @@ def contrast_kernel(
     column_stride,
     three,  # [3, H]
     targets,  # [n]
+    n_items,  # one number
+    class_counts,  # [3]
+    scale,  # [n] out
     term,  # [n] out
     gradient,  # [n, 3] out
     right,  # [n] out, bool
@@ -135,22 +138,31 @@ def contrast_kernel(
     safe,
     unsafe,
     rethink,
+    pivot_weight: tl.float64,
+    pivot_ce_weight: tl.float64,
     softcap: tl.float64,
     SOFTCAP: tl.constexpr,
     ALL: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The contrast of one row whose target is a pivot, in float64; other rows are left alone.
+    """What one row's cross-entropy counts for; and where its target is a pivot the contrast, in
+    float64 (elsewhere it is not written):
 
+    scale = (pivot_ce_weight if the target is a pivot else 1) / n_items
     z = softcap * tanh(three @ h / softcap);  own = index of the target among the three
     rivals = the two others if ALL else the opposite pivot
     term = -log(exp(z[own]) / (exp(z[own]) + exp(z[rivals]).sum()))
-    gradient = d term / d raw z;  right = z[own] > z of both others
+    gradient = pivot_weight / class_counts[own] * d term / d raw z
+    right = z[own] > z of both others
     """
     row = tl.program_id(0).to(tl.int64)
     target = tl.load(targets + row)
+    items = tl.load(n_items).to(tl.float64)
+    if (target != safe) & (target != unsafe) & (target != rethink):
+        tl.store(scale + row, 1 / items)
     own = tl.where(target == safe, 0, tl.where(target == unsafe, 1, 2))
     if (target == safe) | (target == unsafe) | (target == rethink):
+        tl.store(scale + row, pivot_ce_weight / items)
         # float64, for a few thousand products of the few rows that have a pivot: nothing is lost.
         exact = tl.float64
         cap = tl.full((), softcap, exact)
@@ -195,11 +207,76 @@ def contrast_kernel(
         of_second = tl.exp(second_odds - highest)
         total = tl.exp(-highest) + of_first + of_second
         tl.store(term + row, highest + tl.log(total))
-        of_first /= total
-        of_second /= total
+        average = pivot_weight / tl.load(class_counts + own).to(exact)
+        of_first *= average / total
+        of_second *= average / total
         tl.store(gradient + 3 * row + own, -(of_first + of_second) * own_slope)
         tl.store(gradient + 3 * row + first, of_first * first_slope)
         tl.store(gradient + 3 * row + second, of_second * second_slope)
+
+
+@triton.jit
+def sum_kernel(
+    nll,  # [n]
+    top,  # [n] bool
+    scale,  # [n]
+    term,  # [n], read where the target is a pivot
+    right,  # [n] bool, read where the target is a pivot
+    targets,  # [n]
+    n_items,  # one number
+    class_counts,  # [3]
+    loss,  # one number, out
+    cross_entropy,  # one number, out
+    pivot_by_class,  # [3] out
+    correct,  # [3] out, int64
+    greedy,  # [3] out, int64
+    n,
+    safe,
+    unsafe,
+    rethink,
+    pivot_weight: tl.float64,
+    PIVOTS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """All rows, added in float64 by lane and then over the lanes; without PIVOTS, zeros in the end:
+
+    cross_entropy = nll.sum() / n_items
+    pivot_by_class[c] = term[targets == c].sum() / class_counts[c]
+    loss = (scale * nll).sum() + pivot_weight * pivot_by_class.sum()
+    correct[c] = right[targets == c].sum();  greedy[c] = (right & top)[targets == c].sum()
+    """
+    exact = tl.float64
+    lane_nll = tl.full((BLOCK,), 0.0, exact)
+    lane_scaled = tl.full((BLOCK,), 0.0, exact)
+    for begin in range(0, n, BLOCK):
+        rows = begin + tl.arange(0, BLOCK)
+        inside = rows < n
+        of_row = tl.load(nll + rows, mask=inside, other=0.0).to(exact)
+        lane_nll += of_row
+        lane_scaled += of_row * tl.load(scale + rows, mask=inside, other=0.0).to(exact)
+    tl.store(cross_entropy, tl.sum(lane_nll, axis=0) / tl.load(n_items).to(exact))
+    total = tl.sum(lane_scaled, axis=0)
+
+    for c in tl.static_range(3):
+        pivot = safe if c == 0 else unsafe if c == 1 else rethink
+        lane_term = tl.full((BLOCK,), 0.0, exact)
+        lane_right = tl.full((BLOCK,), 0, tl.int32)
+        lane_greedy = tl.full((BLOCK,), 0, tl.int32)
+        if PIVOTS:
+            for begin in range(0, n, BLOCK):
+                rows = begin + tl.arange(0, BLOCK)
+                inside = rows < n
+                at = tl.load(targets + rows, mask=inside, other=-1) == pivot
+                lane_term += tl.load(term + rows, mask=at, other=0.0).to(exact)
+                is_right = tl.load(right + rows, mask=at, other=0).to(tl.int32)
+                lane_right += is_right
+                lane_greedy += is_right * tl.load(top + rows, mask=at, other=0).to(tl.int32)
+        of_class = tl.sum(lane_term, axis=0) / tl.load(class_counts + c).to(exact)
+        total += pivot_weight * of_class
+        tl.store(pivot_by_class + c, of_class)
+        tl.store(correct + c, tl.sum(lane_right, axis=0))
+        tl.store(greedy + c, tl.sum(lane_greedy, axis=0))
+    tl.store(loss, total)
 
 
 @triton.jit

@@ -1,0 +1,61 @@
+"""What the kernels can take, and errors that name what they cannot."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from numbers import Integral
+
+import torch
+from torch import Tensor
+
+from r2d_core.checking import mismatch
+from r2d_core.errors import InputError
+
+Pivots = tuple[int, int, int]
+DTYPES = (torch.float32, torch.bfloat16, torch.float64)
+
+
+def check_linear(hidden: Tensor, weight: Tensor, *, autocast: bool = False) -> None:
+    """Raise InputError unless hidden [N, H] and weight [V, H] go together.
+
+    Under ``autocast``, to whose dtype hidden was cast, weight may be of any dtype it would cast.
+    """
+    for name, tensor in (("hidden", hidden), ("weight", weight)):
+        if not isinstance(tensor, Tensor):
+            raise InputError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+    if hidden.dim() != 2:
+        raise InputError(f"hidden: expected shape [N, H], got {list(hidden.shape)}; flatten it")
+    if weight.dim() != 2 or weight.shape[1] != hidden.shape[1] or weight.shape[0] == 0:
+        raise InputError(
+            f"weight: expected shape [V, {hidden.shape[1]}] to go with hidden "
+            f"{list(hidden.shape)}, got {list(weight.shape)}"
+        )
+    if hidden.dtype not in DTYPES:
+        raise InputError(f"hidden: expected float32, bfloat16 or float64, got {hidden.dtype}")
+    castable = autocast and hidden.dtype != torch.float64 and autocasts(weight)
+    if weight.dtype != hidden.dtype and not castable:
+        raise InputError(f"weight: expected {hidden.dtype} like hidden, got {weight.dtype}")
+    if weight.device != hidden.device:
+        raise InputError(f"weight: expected on {hidden.device} like hidden, is {weight.device}")
+
+
+def autocasts(tensor: Tensor) -> bool:
+    """Whether autocast would cast it: float64 it leaves alone."""
+    return tensor.is_floating_point() and tensor.dtype != torch.float64
+
+
+def pivot_ids(pivots: object, vocabulary: int) -> Pivots | None:
+    """(safe, unsafe, rethink) as Python's ints; None unless they are three rows of the weight."""
+    if not isinstance(pivots, Sequence) or len(pivots) != 3:
+        return None
+    if not all(isinstance(each, Integral) and 0 <= int(each) < vocabulary for each in pivots):
+        return None
+    safe, unsafe, rethink = map(int, pivots)
+    return safe, unsafe, rethink
+
+
+def check_softcap(softcap: float | None) -> None:
+    """Raise InputError unless it is None or a finite number above 0."""
+    if softcap is not None and (mismatch(softcap, float) or not 0 < softcap < math.inf):
+        raise InputError(f"softcap: expected None or a finite number above 0, got {softcap!r}")
