@@ -18,13 +18,16 @@ from torch import Tensor
 from r2d_core.checking import mismatch, unknown
 from r2d_core.errors import InputError
 from r2d_core.kernels import KERNELS, triton_available
+from r2d_core.kernels.chunked import torch_counts
 from r2d_core.kernels.inputs import (
+    Denominator,
     Pivots,
     autocasts,
     check_linear,
     check_softcap,
     pivot_ids,
 )
+from r2d_core.kernels.triton import triton_counts
 from r2d_core.pivots import PivotIds
 from r2d_core.tokenization import IGNORED
 
@@ -143,12 +146,9 @@ def r2d_loss(
     if impl == "auto":
         impl = "triton" if hidden.is_cuda and triton_available(hidden.device) else "chunked"
     ids = None if pivots is None else _pivot_ids(pivots, weight.shape[0])
-    counted, (n_valid, *by_class) = _check_targets(targets, hidden, weight, ids)
+    counted, (n_valid, *by_class) = _check_targets(targets, hidden, weight, ids, impl)
     targets = _moved(targets, hidden.device)
     rows = _check_rows(rows, row_values, weight_grad, weight)
-
-    exact = torch.promote_types(hidden.dtype, torch.float32)
-    valid, counts = counted[0], counted[1:]
 
     with torch.autocast(device, enabled=False):
         result = KERNELS[impl](
@@ -161,8 +161,8 @@ def r2d_loss(
             pivot_ce_weight=pivot_ce_weight,
             softcap=softcap,
             n_valid=n_valid,
-            n_items=_denominator("n_items", n_items, valid, [n_valid], exact),
-            class_counts=_denominator("class_counts", class_counts, counts, by_class, exact),
+            n_items=_denominator("n_items", n_items, n_valid, hidden.device),
+            class_counts=_denominator("class_counts", class_counts, by_class, hidden.device),
             weight_grad=weight_grad,
             rows=rows,
             row_values=row_values,
@@ -172,8 +172,8 @@ def r2d_loss(
         cross_entropy=result.cross_entropy,
         pivot=result.pivot_by_class.sum(),
         pivot_by_class=result.pivot_by_class,
-        n_items=valid,
-        counts=counts,
+        n_items=counted[0],
+        counts=counted[1:],
         correct=result.correct,
         greedy=result.greedy,
     )
@@ -189,7 +189,7 @@ def _moved(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def _check_targets(
-    targets: Tensor, hidden: Tensor, weight: Tensor, ids: Pivots | None
+    targets: Tensor, hidden: Tensor, weight: Tensor, ids: Pivots | None, impl: str
 ) -> tuple[Tensor, list[int]]:
     """[4]: the number of targets that are not ignored, and of each pivot class; and its values."""
     if not isinstance(targets, Tensor):
@@ -206,12 +206,11 @@ def _check_targets(
             f"targets: expected on {hidden.device} like hidden or on the CPU, is {targets.device}"
         )
     vocabulary = weight.shape[0]
-    valid = targets != IGNORED
-    wrong = valid & ((targets < 0) | (targets >= vocabulary))
-    of_class = [targets == each for each in ids] if ids else [torch.zeros_like(valid)] * 3
-    counted = torch.stack([valid, *of_class, wrong]).sum(dim=1)
+    by_kernel = impl == "triton" and targets.device == hidden.device
+    counted = (triton_counts if by_kernel else torch_counts)(targets, ids, vocabulary)
     *numbers, n_wrong = counted.tolist()
     if n_wrong:
+        wrong = (targets != IGNORED) & ((targets < 0) | (targets >= vocabulary))
         raise InputError(
             f"targets: expected ids from 0 to {vocabulary - 1} (the rows of weight) or {IGNORED}, "
             f"got {targets[wrong][0].item()} at position {wrong.nonzero()[0].item()}"
@@ -276,28 +275,25 @@ def _check_rows(
 def _denominator(
     name: str,
     given: int | Sequence[int] | Tensor | None,
-    counted: Tensor,
-    here: list[int],
-    exact: torch.dtype,
-) -> Tensor:
+    here: int | list[int],
+    device: torch.device,
+) -> Denominator:
     """At least 1 everywhere: a term without targets is 0 / 1.
 
-    ``counted`` are this call's own counts, and ``here`` their values. A tensor on a GPU is not
-    read, which would be to wait for it.
+    ``here`` is what this call counts. A tensor on a GPU is not read, which would be to wait for it.
     """
-    if given is None:
-        return counted.clamp(min=1)
     if isinstance(given, Tensor) and given.is_cpu:
         given = given.tolist()
     if isinstance(given, Tensor):
-        if given.device != counted.device:
-            raise InputError(f"{name}: expected on {counted.device} or the CPU, is {given.device}")
+        if given.device != device:
+            raise InputError(f"{name}: expected on {device} or the CPU, is {given.device}")
         shape = list(given.shape)
     else:
+        given = here if given is None else given
         shape = [len(given)] if isinstance(given, Sequence) else []
-    if shape != list(counted.shape):
+    if shape != ([3] if isinstance(here, list) else []):
         raise InputError(
-            f"{name}: expected {'one count' if counted.dim() == 0 else 'three counts'}, "
+            f"{name}: expected {'three counts' if isinstance(here, list) else 'one count'}, "
             f"got shape {shape}"
         )
     if isinstance(given, Tensor):
@@ -305,16 +301,14 @@ def _denominator(
     numbers = given if isinstance(given, Sequence) else [given]
     if not all(_is_count(each) for each in numbers):
         raise InputError(f"{name}: expected counts of 0 or more, got {given!r}")
-    if any(each < own for each, own in zip(numbers, here, strict=True)):
+    own = here if isinstance(here, list) else [here]
+    if any(each < counted for each, counted in zip(numbers, own, strict=True)):
         raise InputError(
             f"{name}: expected counts over the whole window, at least this call's own "
-            f"{here if shape else here[0]}, got {given!r}"
+            f"{here}, got {given!r}"
         )
-    # Filled on the device: a copy from the host would wait for it.
-    filled = counted.new_empty(counted.shape, dtype=exact)
-    for place, number in zip(filled.view(-1), numbers, strict=True):
-        place.fill_(max(float(number), 1.0))
-    return filled
+    at_least_1 = [max(float(each), 1.0) for each in numbers]
+    return at_least_1 if shape else at_least_1[0]
 
 
 def _is_count(value: object) -> bool:

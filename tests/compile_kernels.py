@@ -18,6 +18,7 @@ from triton.compiler import ASTSource
 
 from r2d_core.kernels import triton_kernels
 from r2d_core.kernels.triton import (
+    BLOCK_COUNTED,
     BLOCK_H,
     BLOCK_SCALED,
     BLOCK_SUMMED,
@@ -102,6 +103,14 @@ for dtype, target, block, softcap in (
         | dict.fromkeys(("n_items", "class_counts", "scale", "term", "gradient"), exact),
         {"SOFTCAP": softcap, "ALL": softcap, "BLOCK": min(BLOCK_H, block)},
         num_warps=4,
+    )
+    compile_kernel(
+        triton_kernels.count_kernel,
+        target,
+        dtype,
+        {"targets": "i64", "counts": "i64"},
+        {"BLOCK": BLOCK_COUNTED, "target_stride": 1},
+        num_warps=16,
     )
     for ones in ({}, {"n": 1, "unsafe": 1}):  # Triton makes a constant of an integer that is 1
         compile_kernel(

@@ -21,9 +21,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.overrides import TorchFunctionMode
 
+from r2d_core import losses
 from r2d_core.errors import InputError
 from r2d_core.kernels import KERNELS, chunked_loss, fused, read_pivots
-from r2d_core.kernels.chunked import torch_scratch, torch_sums
+from r2d_core.kernels.chunked import torch_counts, torch_scratch, torch_sums
 from r2d_core.kernels.fused import Averages, RowTerms, logits_buffer
 from r2d_core.losses import r2d_loss
 from r2d_core.pivots import PivotIds
@@ -38,7 +39,8 @@ PIVOTS = SimpleNamespace(safe=3, unsafe=1, rethink=5)
 IDS = (3, 1, 5)
 IMPLS = list(KERNELS)
 FUSED = [impl for impl in IMPLS if impl != "reference"]
-KERNEL_NAMES = ["contrast_kernel", "row_kernel", "sum_kernel", "scale_kernel", "readout_kernel"]
+KERNEL_NAMES = ["count_kernel", "contrast_kernel", "row_kernel", "sum_kernel", "scale_kernel"]
+KERNEL_NAMES += ["readout_kernel"]
 
 
 def naive(
@@ -532,6 +534,23 @@ def test_other_strides_and_input_left_alone(impl, ignored):
         assert torch.equal(now, then)
 
 
+@pytest.mark.parametrize("n", [0, 1, 7, 4095, 4096, 9000])
+@pytest.mark.parametrize("pivots", [IDS, None])
+def test_counts_of_more_targets_than_a_block_holds(n, pivots):
+    from r2d_core.kernels.triton import triton_counts
+
+    generator = torch.Generator(DEVICE).manual_seed(n)
+    targets = torch.randint(-3, 14, (n, 2), generator=generator)[:, 0]  # of 11 ids, not in a row
+    targets = torch.where(targets == -2, -100, targets)
+    listed = targets.tolist()
+    expected = [sum(each != -100 for each in listed)]
+    expected += [listed.count(pivot) for pivot in pivots or (-1, -1, -1)]
+    expected += [sum(each != -100 and not 0 <= each < 11 for each in listed)]
+    for counts in (torch_counts, triton_counts):
+        assert counts(targets, pivots, 11).tolist() == expected
+    assert n < 4095 or min(expected) > 0
+
+
 @pytest.mark.parametrize("n", [0, 1, 7, 1023, 1024, 2500])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("pivots", [IDS, None])
@@ -694,7 +713,7 @@ def test_the_kernels_compile_for_the_gpus_they_are_for():
         for dtype, target in (("bf16", 80), ("bf16", 90), ("fp32", 90), ("fp64", 90))
     }
     for each in kernels:
-        capped = each["kernel"] not in ("scale_kernel", "sum_kernel")
+        capped = each["kernel"] not in ("count_kernel", "scale_kernel", "sum_kernel")
         assert each["softcap"] == ("fp64" if capped else None), each
         if each["dtype"] != "bf16":  # tests on a GPU run them; training does not
             continue
@@ -775,8 +794,9 @@ def test_a_gpu_is_waited_for_as_often_as_the_docstring_says(
         def __getitem__(self, grid):
             return lambda *arguments, **options: None
 
-    for name in ("row_kernel", "contrast_kernel", "scale_kernel", "readout_kernel"):
+    for name in KERNEL_NAMES:
         monkeypatch.setattr(triton_kernels, name, NotLaunched())
+    monkeypatch.setattr(losses, "triton_counts", torch_counts)
     set_chunk_bytes(monkeypatch, 3 * 64 * 8)  # several chunks
     hidden, weight, targets = problem(n=40)
     targets = targets.to(targets_at)

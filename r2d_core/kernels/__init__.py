@@ -5,7 +5,8 @@
 
 Arguments arrive checked and complete (`r2d_core.losses.r2d_loss` does that and says what each of
 them means); ``pivots`` is the ids of (safe, unsafe, rethink) or None, ``n_valid`` the number of
-targets that are not ignored, ``n_items`` and ``class_counts`` are the denominators, at least 1.
+targets that are not ignored, ``n_items`` and ``class_counts`` are the denominators, at least 1,
+as Python's numbers or tensors on the device.
 ``weight`` and ``row_values`` may be wider than ``hidden``, in whose dtype the products are made.
 
     reference  the definition, plain autograd, logits held whole

@@ -10,11 +10,22 @@ from torch import Tensor
 from r2d_core.kernels.fused import Averages, RowTerms, Steps, fused_loss
 from r2d_core.kernels.inputs import Pivots
 from r2d_core.kernels.reference import KernelResult
+from r2d_core.tokenization import IGNORED
 
 
 def chunked_loss(*tensors: Any, **settings: Any) -> KernelResult:
     """`fused_loss` (which see for the arguments) with the steps of this file."""
     return fused_loss(TORCH_STEPS, *tensors, **settings)
+
+
+def torch_counts(targets: Tensor, pivots: Pivots | None, vocabulary: int) -> Tensor:
+    """[5] int64 of targets [n]: how many are not ignored, how many are safe, unsafe and rethink,
+    and how many are neither ignored nor ids.
+    """
+    valid = targets != IGNORED
+    wrong = valid & ((targets < 0) | (targets >= vocabulary))
+    of_class = [targets == each for each in pivots or (-1, -1, -1)]
+    return torch.stack([valid, *of_class, wrong]).sum(dim=1)
 
 
 def torch_rows(

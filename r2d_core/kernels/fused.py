@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from r2d_core.kernels.inputs import Pivots
+from r2d_core.kernels.inputs import Denominator, Pivots, on_device
 from r2d_core.kernels.reference import KernelResult
 from r2d_core.tokenization import IGNORED
 
@@ -148,8 +148,8 @@ def fused_loss(
     pivot_ce_weight: float,
     softcap: float | None,
     n_valid: int,
-    n_items: Tensor,
-    class_counts: Tensor,
+    n_items: Denominator,
+    class_counts: Denominator,
     weight_grad: str,
     rows: Tensor | None,
     row_values: Tensor | None,
@@ -168,7 +168,6 @@ def fused_loss(
             f"the fused loss: runs on {' and '.join(DEVICES)}, the tensors are on {hidden.device}; "
             "use impl='reference', which holds all logits"
         )
-    exact = torch.promote_types(hidden.dtype, torch.float32)
     recording = torch.is_grad_enabled()
     trained = weight if row_values is None else row_values
     call = _Call(
@@ -177,10 +176,11 @@ def fused_loss(
         pivots=pivots,
         contrast=contrast,
         softcap=softcap,
-        averages=Averages(
-            n_items.to(exact), class_counts.to(exact), float(pivot_weight), float(pivot_ce_weight)
-        ),
+        pivot_weight=float(pivot_weight),
+        pivot_ce_weight=float(pivot_ce_weight),
         n_valid=n_valid,
+        n_items=n_items,
+        class_counts=class_counts,
         hidden_grad=recording and hidden.requires_grad,
         weight_grad=weight_grad if recording and trained.requires_grad else "none",
         rows=rows,
@@ -198,8 +198,11 @@ class _Call:
     pivots: Pivots | None
     contrast: str
     softcap: float | None
-    averages: Averages
+    pivot_weight: float
+    pivot_ce_weight: float
     n_valid: int
+    n_items: Denominator
+    class_counts: Denominator
     hidden_grad: bool
     weight_grad: str
     rows: Tensor | None
@@ -211,7 +214,8 @@ class _Fused(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, row_values: Tensor | None, call: _Call
     ) -> tuple[Tensor, ...]:
-        shape, dtype, exact = hidden.shape, hidden.dtype, call.averages.n_items.dtype
+        shape, dtype = hidden.shape, hidden.dtype
+        exact = torch.promote_types(dtype, torch.float32)
         pivots, targets, rows = call.pivots, call.targets, call.rows
         weight_shape, weight_dtype = weight.shape, weight.dtype
         if row_values is not None:
@@ -249,12 +253,18 @@ class _Fused(torch.autograd.Function):
         if parts:
             logits_product(hidden[parts[0]], weight, logits, sliced)
 
+        averages = Averages(
+            on_device(call.n_items, exact, device),
+            on_device(call.class_counts, exact, device),
+            call.pivot_weight,
+            call.pivot_ce_weight,
+        )
         if pivots is None:
-            terms = RowTerms((1 / call.averages.n_items).repeat(n))
+            terms = RowTerms((1 / averages.n_items).repeat(n))
         else:
             three = pivot_rows(weight, pivots, rows, row_values, dtype)
             terms = call.steps.contrast(
-                hidden, three, targets, pivots, call.contrast, call.softcap, call.averages
+                hidden, three, targets, pivots, call.contrast, call.softcap, averages
             )
 
         hidden_gradient = weight_gradient = None
@@ -299,7 +309,7 @@ class _Fused(torch.autograd.Function):
             if weight_gradient is not None:
                 add_product_(weight_gradient, trained, h, sliced, first=not part.start)
 
-        result = call.steps.sums(nll, top, terms, targets, pivots, call.averages)
+        result = call.steps.sums(nll, top, terms, targets, pivots, averages)
 
         ctx.shape, ctx.dtype = shape, dtype
         ctx.weight_shape, ctx.weight_dtype = weight_shape, weight_dtype

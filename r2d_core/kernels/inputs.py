@@ -13,6 +13,8 @@ from r2d_core.checking import mismatch
 from r2d_core.errors import InputError
 
 Pivots = tuple[int, int, int]
+Denominator = float | Sequence[float] | Tensor
+"""One number or three; a tensor where only the device knows them."""
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 
 
@@ -59,3 +61,15 @@ def check_softcap(softcap: float | None) -> None:
     """Raise InputError unless it is None or a finite number above 0."""
     if softcap is not None and (mismatch(softcap, float) or not 0 < softcap < math.inf):
         raise InputError(f"softcap: expected None or a finite number above 0, got {softcap!r}")
+
+
+def on_device(numbers: Denominator, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """[] or [3]. Filled there: a copy from the host would wait for it."""
+    if isinstance(numbers, Tensor):
+        return numbers.to(dtype)
+    if not isinstance(numbers, Sequence):
+        return torch.full((), numbers, dtype=dtype, device=device)
+    filled = torch.empty(len(numbers), dtype=dtype, device=device)
+    for place, number in zip(filled, numbers, strict=True):
+        place.fill_(number)
+    return filled

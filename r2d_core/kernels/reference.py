@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from r2d_core.kernels.inputs import Denominator, on_device
 from r2d_core.tokenization import IGNORED
 
 
@@ -36,8 +37,8 @@ def reference_loss(
     pivot_ce_weight: float,
     softcap: float | None,
     n_valid: int,
-    n_items: Tensor,
-    class_counts: Tensor,
+    n_items: Denominator,
+    class_counts: Denominator,
     weight_grad: str,
     rows: Tensor | None,
     row_values: Tensor | None,
@@ -60,6 +61,8 @@ def reference_loss(
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
 
+    n_items = on_device(n_items, logits.dtype, logits.device)
+    class_counts = on_device(class_counts, logits.dtype, logits.device)
     nll = F.cross_entropy(logits, targets, reduction="none")
     cross_entropy = nll.sum() / n_items
     zero = nll.sum() * 0

@@ -280,6 +280,43 @@ def sum_kernel(
 
 
 @triton.jit
+def count_kernel(
+    targets,  # [n]
+    target_stride,
+    counts,  # [5] out, int64
+    n,
+    V,
+    ignored,
+    safe,
+    unsafe,
+    rethink,
+    BLOCK: tl.constexpr,
+):
+    """counts = those not ignored, of each of the three, and those not ignored outside [0, V)."""
+    valid = tl.full((BLOCK,), 0, tl.int32)
+    of_safe = tl.full((BLOCK,), 0, tl.int32)
+    of_unsafe = tl.full((BLOCK,), 0, tl.int32)
+    of_rethink = tl.full((BLOCK,), 0, tl.int32)
+    wrong = tl.full((BLOCK,), 0, tl.int32)
+    for begin in range(0, n, BLOCK):
+        rows = begin + tl.arange(0, BLOCK)
+        place = rows.to(tl.int64) * target_stride
+        target = tl.load(targets + place, mask=rows < n, other=ignored)
+        is_valid = target != ignored
+        valid += is_valid.to(tl.int32)
+        # Without pivots their ids are -1, which is wrong where it is a target.
+        of_safe += (target == safe).to(tl.int32)
+        of_unsafe += (target == unsafe).to(tl.int32)
+        of_rethink += (target == rethink).to(tl.int32)
+        wrong += (is_valid & ((target < 0) | (target >= V))).to(tl.int32)
+    tl.store(counts, tl.sum(valid, axis=0))
+    tl.store(counts + 1, tl.sum(of_safe, axis=0))
+    tl.store(counts + 2, tl.sum(of_unsafe, axis=0))
+    tl.store(counts + 3, tl.sum(of_rethink, axis=0))
+    tl.store(counts + 4, tl.sum(wrong, axis=0))
+
+
+@triton.jit
 def scale_kernel(
     source,  # n numbers in a row
     upstream,  # one number
