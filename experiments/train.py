@@ -67,6 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result = train_parameter_set(parameters, given.output)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
+        end_processes()
         return 2
     print(f"{result.steps} steps in {result.seconds:.0f} s: {result.model_dir}")
     end_processes()

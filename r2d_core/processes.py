@@ -17,7 +17,7 @@ def end_processes() -> None:
     """
     if not distributed.is_initialized():
         return
-    gloo = distributed.get_backend() == "gloo"
+    gloo = "gloo" in distributed.get_backend_config()  # alone, or of the CPU's tensors
     distributed.destroy_process_group()
     if gloo:
         # A collective returns before gloo's thread has dropped its tensors, for which the thread

@@ -104,15 +104,15 @@ for dtype, target, block, softcap in (
         {"SOFTCAP": softcap, "ALL": softcap, "BLOCK": min(BLOCK_H, block)},
         num_warps=4,
     )
-    compile_kernel(
-        triton_kernels.count_kernel,
-        target,
-        dtype,
-        {"targets": "i64", "counts": "i64"},
-        {"BLOCK": BLOCK_COUNTED, "target_stride": 1},
-        num_warps=16,
-    )
     for ones in ({}, {"n": 1, "unsafe": 1}):  # Triton makes a constant of an integer that is 1
+        compile_kernel(
+            triton_kernels.count_kernel,
+            target,
+            dtype,
+            {"targets": "i64", "counts": "i64"},
+            {"BLOCK": BLOCK_COUNTED, "target_stride": 1} | ones,
+            num_warps=16,
+        )
         compile_kernel(
             triton_kernels.sum_kernel,
             target,

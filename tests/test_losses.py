@@ -636,6 +636,21 @@ def test_compiled_around(impl):
         torch.testing.assert_close(got, want, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("impl", IMPLS)
+def test_compiled_once_for_all_counts(impl):
+    """Not for each number of valid targets anew, until the compiler gives up."""
+    hidden, weight, targets = problem(n=30, ignored=0.0)
+    compiled = torch.compile(
+        lambda: r2d_loss(hidden, weight, targets, PIVOTS, impl=impl).total, backend="aot_eager"
+    )
+    torch.compiler.reset()
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True, recompile_limit=4):
+        for ignored in range(12):
+            targets[ignored] = -100
+            expected = naive(hidden, weight, targets)
+            torch.testing.assert_close(compiled(), expected, rtol=1e-12, atol=0)
+
+
 def test_a_compiler_takes_the_fused_loss_as_it_is():
     assert fused._apply._torchdynamo_disable
 

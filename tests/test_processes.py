@@ -10,18 +10,27 @@ from torch import distributed
 
 from r2d_core.processes import end_processes
 
-# gloo's thread is kept busy with Python beyond the collective, as the dropping of a tensor may.
+# A thread of gloo is kept busy with Python beyond the collective, as the dropping of a tensor may.
+# What is to follow runs in the main thread where the collective has already ended: then again.
 PROGRAM = """
-import sys, time
+import sys, threading, time
 import torch
 from torch import distributed
 from r2d_core.processes import end_processes
 
 distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
 held = distributed.group.WORLD  # as DDP and DeepSpeed hold it
-future = distributed.all_reduce(torch.ones(2), async_op=True).get_future()
-kept = future.then(lambda _: time.sleep(0.1))
-future.wait()
+main, busy, kept = threading.get_ident(), [], []
+
+def follow(_):
+    if threading.get_ident() != main:
+        busy.append(True)
+        time.sleep(0.1)
+
+while not busy:
+    future = distributed.all_reduce(torch.ones(2), async_op=True).get_future()
+    kept.append(future.then(follow))
+    future.wait()
 if sys.argv[1] == "ended":
     end_processes()
     assert not distributed.is_initialized()

@@ -63,8 +63,12 @@ def check_softcap(softcap: float | None) -> None:
         raise InputError(f"softcap: expected None or a finite number above 0, got {softcap!r}")
 
 
+@torch.compiler.disable
 def on_device(numbers: Denominator, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """[] or [3]. Filled there: a copy from the host would wait for it."""
+    """[] or [3]. Filled there: a copy from the host would wait for it.
+
+    Not compiled, which would be for these very numbers.
+    """
     if isinstance(numbers, Tensor):
         return numbers.to(dtype)
     if not isinstance(numbers, Sequence):
