@@ -61,10 +61,10 @@ def reference_loss(
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
 
-    n_items = on_device(n_items, logits.dtype, logits.device)
-    class_counts = on_device(class_counts, logits.dtype, logits.device)
+    items: Tensor = on_device(n_items, logits.dtype, logits.device)
+    counts: Tensor = on_device(class_counts, logits.dtype, logits.device)
     nll = F.cross_entropy(logits, targets, reduction="none")
-    cross_entropy = nll.sum() / n_items
+    cross_entropy = nll.sum() / items
     zero = nll.sum() * 0
     if pivots is None:
         none = torch.zeros(3, dtype=torch.int64, device=nll.device)
@@ -74,7 +74,7 @@ def reference_loss(
 
     # [3, n]: where the target is [SAFE], where [UNSAFE], where [RETHINK].
     at = torch.stack([targets == pivot for pivot in pivots])
-    weighted = torch.where(at.any(0), pivot_ce_weight * nll, nll).sum() / n_items
+    weighted = torch.where(at.any(0), pivot_ce_weight * nll, nll).sum() / items
 
     three = logits[:, pivots]
     if contrast == "paper":
@@ -83,7 +83,7 @@ def reference_loss(
     else:
         log_p = three.log_softmax(dim=1)
         terms = [-log_p[at[c], c].sum() for c in range(3)]
-    pivot_by_class = torch.stack(terms) / class_counts
+    pivot_by_class = torch.stack(terms) / counts
 
     total = weighted + pivot_weight * pivot_by_class.sum()
     # A tie among pivots is not right: rows that start from one vector would all look right.
