@@ -289,12 +289,16 @@ def main() -> None:
     given = parser.parse_args()
     started = datetime.now(UTC)
     rows: list[dict] = []
+    code: dict[str, Any] = {}
     where = torch.cuda.get_device_name() if given.device == "cuda" else "cpu"
     settings = {"device": where, "rounds": given.rounds, "models": given.models}
     out = given.out or RESULTS / f"training-{where.replace(' ', '-').lower()}.json"
     for name in given.models:
         rows += measure(name, given.device, given.window, given.batch_size, given.rounds)
-        write_json_atomic(out, {"rows": rows, "provenance": provenance(settings, [0], started)})
+        made = provenance(settings, [0], started)
+        # Of the code as it was before this file, which git may keep, was written.
+        code = code or {"commit": made["commit"], "dirty": made["dirty"]}
+        write_json_atomic(out, {"rows": rows, "provenance": made | code})
     pd.set_option("display.width", 160)
     print(pd.DataFrame(rows).to_string(index=False, float_format=lambda x: f"{x:.4g}"))
     print(out)

@@ -24,6 +24,25 @@ def run(script, out, *arguments):
     return json.loads(out.read_text())
 
 
+def test_what_training_has_written_is_no_change_of_its_own_code(tmp_path, monkeypatch):
+    """It writes after each model, into a file that may be git's."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    specification = importlib.util.spec_from_file_location("training", BENCHMARKS / "training.py")
+    training = importlib.util.module_from_spec(specification)
+    monkeypatch.setitem(sys.modules, "training", training)
+    specification.loader.exec_module(training)
+    out = tmp_path / "training.json"
+    monkeypatch.setattr(training, "measure", lambda name, *_: [{"model": name}])
+    monkeypatch.setattr(
+        training, "provenance", lambda *_: {"commit": "1f", "dirty": out.exists(), "seconds": 2}
+    )
+    monkeypatch.setattr(sys, "argv", ["training.py", "--models", "tiny", "1B", "--out", str(out)])
+    training.main()
+    written = json.loads(out.read_text())
+    assert written["rows"] == [{"model": "tiny"}, {"model": "1B"}]
+    assert written["provenance"] == {"commit": "1f", "dirty": False, "seconds": 2}
+
+
 def test_loss(tmp_path):
     """Where there is a GPU, also the compiled kernels' error and memory."""
     found = run("loss.py", tmp_path / "loss.json", "--quick", "--rounds", "1")
