@@ -49,7 +49,7 @@ class BaseConfig:
 
     world_seed: int = 0
     seed: int = 0
-    interjections: float = 0.0
+    interjections: float = 0.5
     hidden_size: int = 128
     layers: int = 3
     heads: int = 4

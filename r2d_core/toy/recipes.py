@@ -83,7 +83,7 @@ class RecipeRuns:
 
     output_dir: str | Path
     seeds: Sequence[int] = (0, 1, 2)
-    steps: int = 200
+    steps: int = 800
     batch_size: int = 16
     accumulation: int = 8
     learning_rate: float = 7e-4
