@@ -191,10 +191,10 @@ for topic, item in (("make", sample[0]), ("make", sample[2]), ("colour", sample[
 # %% [markdown]
 # ## Training the base model
 #
-# It is taught to answer every request, and to restate it where it is asked to. With
-# `interjections` above 0, words such as "wait" stand behind that share of a restatement's
-# sentences. R2D puts pivots there, and a base model that was never interrupted loses its thread
-# behind them: {doc}`/book/full_experiment` shows by how much.
+# It is taught to answer every request, and to restate it where it is asked to. Words such as "wait"
+# stand behind the share `interjections` of a restatement's sentences. R2D puts pivots there, and a
+# base model that was never interrupted loses its thread behind them: {doc}`/book/full_experiment`
+# shows by how much.
 
 # %%
 config = BaseConfig(world_seed, base_seed, interjections, hidden_size=hidden_size)

@@ -40,7 +40,7 @@ base: str = ""  # the toy world's base model, for an empty parameter_set; empty:
 toy_steps: int = 100  # of training, for an empty parameter_set
 launch: str = ""  # a file of experiments/launch, for several processes
 processes: int = 1  # how many
-sharing: str = "ddp"  # of the plan: what the launch file shares out (ddp, zero2, zero3, fsdp2, …)
+sharing: str = ""  # of the plan: ddp, zero2, zero3, zero3_offload, fsdp2; empty: as launch is named
 gpu_gb: float = 80.0  # of the plan: memory of each GPU
 gpu_tflops: float = 312.0  # of the plan: an A100's; about 990 of an H100 or H200
 only_plan: bool = False  # train nothing
@@ -80,8 +80,9 @@ from r2d_core.records import read_json, read_json_lines, write_text_atomic
 from r2d_core.toy.base import LONGEST_ANSWER
 from r2d_core.toy.stages import default_base, toy_parameter_set
 
-if sharing not in get_args(Sharing):
-    raise InputError(unknown("sharing", sharing, get_args(Sharing)))
+shared_by = sharing or (Path(launch).stem if launch else "ddp")
+if shared_by not in get_args(Sharing):
+    raise InputError(unknown("sharing", shared_by, get_args(Sharing)))
 folder = Path(output_dir)
 file = parameter_set or str(toy_parameter_set(folder, base or default_base(), toy_steps))
 said = {"model": model, "data": data, "exclude": exclude, "recipe": recipe}
@@ -100,7 +101,7 @@ display(plots.table(pd.DataFrame(dataclasses.asdict(chosen).items(), columns=["k
 
 # %% tags=["hide-input"]
 plan = chosen.plan(
-    gpus=processes, sharing=sharing,
+    gpus=processes, sharing=shared_by,
     gpu_bytes=int(gpu_gb * 1e9), peak_flops=gpu_tflops * 1e12,
 )  # fmt: skip
 print(plan)
@@ -154,7 +155,7 @@ if not held:
 # ## Training
 
 # %%
-if not only_plan and launch:
+if not only_plan and (launch or processes > 1):
     launch_training(file, folder / "run", launch, processes)
 elif not only_plan:
     train_parameter_set(chosen, folder / "run")

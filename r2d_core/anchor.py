@@ -28,6 +28,8 @@ from r2d_core.tokenization import IGNORED
 
 BENIGN_LABELS = "benign_labels"
 """The field of a row that holds its labels where it is benign, and -100 everywhere where not."""
+KL_CHUNK_ROWS = 512
+"""Rows whose logits, the model's and the base's, exist at a time."""
 
 
 def mark_benign(row: Row, benign: bool) -> Row:
@@ -98,7 +100,7 @@ def kl_to_base(
     softcap: float | None = None,
     rows: Tensor | None = None,
     row_values: Tensor | None = None,
-    chunk_rows: int = 512,
+    chunk_rows: int = KL_CHUNK_ROWS,
 ) -> Tensor:
     """Sum over rows of KL(softmax(base_hidden @ base_weight.T) || softmax(hidden @ weight.T)).
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import reprlib
 import types
 from collections.abc import Iterable
@@ -30,7 +31,23 @@ def mismatch(value: object, annotation: Any) -> str | None:
     """
     if _fits(value, annotation):
         return None
-    return f"expected {show(annotation)}, got {reprlib.repr(value)} ({type(value).__name__})"
+    said = f"expected {show(annotation)}, got {reprlib.repr(value)} ({type(value).__name__})"
+    if _fits(0.5, annotation) and isinstance(value, str) and is_number(value):
+        return (
+            f"{said}; write {_with_point(float(value))}, without quotes: YAML's floats have a point"
+        )
+    return said
+
+
+def is_number(text: str) -> bool:
+    """True for what is meant as a number: 2e-4 is a text to YAML."""
+    return re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d{1,2})?", text) is not None
+
+
+def _with_point(number: float) -> str:
+    """The number as YAML reads it: 7.0e-4, 2.0."""
+    text = repr(number)
+    return text if "." in text else text.replace("e", ".0e")
 
 
 def show(annotation: Any) -> str:

@@ -24,6 +24,7 @@ from typing import Any, Literal, get_type_hints
 import numpy as np
 import torch
 import yaml
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
 from r2d_core.adapters import LoraSettings
@@ -69,7 +70,9 @@ class ParameterSet:
             cannot do, eager.
         dtype: of the weights. Where all of them are trained, and neither DeepSpeed nor FSDP2
             keeps a float32 copy, it has to be "float32".
-        data: a data set on the hub, or a file (`datasets.read_trajectories`).
+        data: a data set on the hub, or a file (`datasets.read_trajectories`); ``columns`` are its
+            names for instruction, input and output, where they are others, ``split`` and
+            ``data_revision`` those of the hub.
         exclude: files of behaviors, of any suite, that the model will be evaluated on: examples
             whose instruction is too like one of them (`decontamination.compare`) are left out.
         harmful: files of behaviors whose prompts are the harmful instructions of the data, for
@@ -99,6 +102,9 @@ class ParameterSet:
     attention: Attention = "auto"
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     data: str = R2D_R1
+    columns: dict[str, str] = field(default_factory=dict)
+    split: str = "train"
+    data_revision: str | None = None
     exclude: list[str] = field(default_factory=list)
     harmful: list[str] = field(default_factory=list)
     max_length: int = 4096
@@ -130,10 +136,15 @@ class ParameterSet:
     def configuration(self) -> PreTrainedConfig:
         """The model's configuration, from ``shape``."""
         shape = dict(self.shape)
+        family = shape.pop("model_type", "")
         try:
-            return AutoConfig.for_model(shape.pop("model_type", ""), **shape)
-        except ValueError as error:
-            raise InputError(f"shape: {str(error).partition(chr(10))[0]}") from None
+            default = AutoConfig.for_model(family)
+            _known("shape", shape, {*vars(default), *default.attribute_map})
+            return AutoConfig.for_model(family, **shape)
+        except InputError:
+            raise
+        except (ValueError, TypeError, StrictDataclassError) as error:
+            raise InputError(f"shape: {' '.join(str(error).split())}") from None
 
     @property
     def lora_settings(self) -> LoraSettings | None:
@@ -196,6 +207,7 @@ class ParameterSet:
             gradient_checkpointing=config.gradient_checkpointing,
             dtype=getattr(torch, self.dtype),
             bf16=config.bf16,
+            frozen_base=config.kl_weight > 0,
             tokens=max(1, round(seen * mean_tokens)),
             **hardware,
         )
@@ -268,7 +280,12 @@ def train_parameter_set(parameters: ParameterSet, output: str | os.PathLike[str]
             f"{parameters.global_batch // THEIR_PROCESSES}"
         )
     source = read_trajectories(
-        parameters.data, tokenizer=tokenizer, max_length=None if paper else parameters.max_length
+        parameters.data,
+        columns=parameters.columns,
+        split=parameters.split,
+        revision=parameters.data_revision,
+        tokenizer=tokenizer,
+        max_length=None if paper else parameters.max_length,
     )
     trajectories = list(source)
     if parameters.exclude:
@@ -316,7 +333,10 @@ def launch_training(
     the training fails, and for a launch file that is not there.
     """
     if not Path(launch).is_file():
-        raise InputError(f"launch: {launch!r} is no file; see experiments/launch")
+        raise InputError(
+            f"launch: expected a file, as those of experiments/launch, for {processes} processes, "
+            f"got {launch!r}"
+        )
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
     command += ["--config_file", launch, "--num_processes", str(processes)]
     command += ["--main_process_port", "0", "experiments/train.py", str(file)]

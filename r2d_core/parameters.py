@@ -16,14 +16,13 @@ from __future__ import annotations
 
 import ast
 import os
-import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from r2d_core.checking import mismatch, unknown
+from r2d_core.checking import is_number, mismatch, unknown
 from r2d_core.errors import InputError
 
 DECLARED = "# Parameters of this notebook"  # first line of the cell that declares them
@@ -115,11 +114,7 @@ def check_values(values: Mapping[str, Any], declared: Mapping[str, Parameter]) -
 
 def _mend(value: Any, annotation: Any) -> str:
     if mismatch(0.5, annotation) is None and isinstance(value, str):
-        if re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d{1,2})?", value):
-            return (
-                f"; write {_with_point(float(value))}, without quotes: YAML's floats have a point"
-            )
-        return "; write a number, such as 0.5, without quotes"
+        return "" if is_number(value) else "; write a number, such as 0.5, without quotes"
     if mismatch("", annotation) is None and isinstance(value, int | float):
         return "; quote it in YAML, or give it to papermill with -r instead of -p"
     if mismatch([], annotation) is None and isinstance(value, str):
@@ -127,12 +122,6 @@ def _mend(value: Any, annotation: Any) -> str:
     if mismatch({}, annotation) is None and isinstance(value, str | list):
         return "; write {a: {}} in YAML, or give it to papermill with -y 'name: {a: {}}'"
     return ""
-
-
-def _with_point(number: float) -> str:
-    """The number as YAML reads it: 7.0e-4, 2.0."""
-    text = repr(number)
-    return text if "." in text else text.replace("e", ".0e")
 
 
 def _first_line(source: str) -> str:

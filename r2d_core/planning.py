@@ -29,6 +29,7 @@ from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedCon
 from transformers.masking_utils import AttentionMaskInterface
 
 from r2d_core.adapters import LoraSettings, add_adapters
+from r2d_core.anchor import KL_CHUNK_ROWS
 from r2d_core.errors import InputError
 from r2d_core.kernels.fused import GPU_CHUNK_BYTES
 from r2d_core.output_layer import OutputLayer
@@ -40,6 +41,12 @@ CONTEXT_BYTES = GIB
 """What CUDA, its libraries and its communication take of a GPU before anything is trained."""
 SLACK = 1.1
 """Memory that the allocator holds and cannot use, as a share of what is used."""
+KL_MATRICES = 5.5
+"""Float32 matrices of a chunk's logits that the divergence from the base holds at its peak."""
+PARTS = (
+    "weights", "base", "adapters", "gradients", "optimizer", "activations", "loss", "gathered",
+)  # fmt: skip
+"""Of a `Plan`: what adds up on each GPU while it trains."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +55,13 @@ class Plan:
 
     Attributes:
         weights: the frozen weights and those trained whole.
+        base: the frozen base that ``kl_weight`` compares with.
         adapters: LoRA and the new tokens' rows.
         gradients, optimizer: of what is trained; AdamW's two moments, and under ZeRO in bfloat16
             the float32 weights.
         activations: what the forward pass saves for the backward pass at its peak.
-        loss: the chunk of logits, the gradient of the hidden states and, where the output matrix is
-            trained whole, its float32 gradient.
+        loss: the chunk of logits (or those of the divergence), the gradient of the hidden states
+            and, where the output matrix is trained whole, its float32 gradient.
         gathered: the largest piece of shared-out weights that is whole while it is used.
         unshared: the whole model, as ZeRO-3 holds it on each GPU before it is shared out; else 0.
         host: what all processes together hold of the memory of their machine (taken as one). At
@@ -62,6 +70,7 @@ class Plan:
     """
 
     weights: int
+    base: int
     adapters: int
     gradients: int
     optimizer: int
@@ -79,8 +88,7 @@ class Plan:
     @property
     def total(self) -> int:
         """Bytes to reckon with on each GPU while it trains, context and slack included."""
-        parts = ("weights", "adapters", "gradients", "optimizer", "activations", "loss", "gathered")
-        return CONTEXT_BYTES + round(SLACK * sum(getattr(self, part) for part in parts))
+        return CONTEXT_BYTES + round(SLACK * sum(getattr(self, part) for part in PARTS))
 
     @property
     def start(self) -> int:
@@ -96,9 +104,8 @@ class Plan:
         return self.peak <= self.gpu_bytes
 
     def __str__(self) -> str:
-        parts = ("weights", "adapters", "gradients", "optimizer", "activations", "loss", "gathered")
         lines = [f"{self.parameters / 1e9:.2f}B parameters, {self.trained / 1e6:.1f}M trained"]
-        lines += [f"  {part:<12}{getattr(self, part) / GIB:8.2f} GiB" for part in parts]
+        lines += [f"  {part:<12}{getattr(self, part) / GIB:8.2f} GiB" for part in PARTS]
         lines.append(f"  {'in all':<12}{self.total / GIB:8.2f} GiB")
         if self.start:
             lines.append(
@@ -128,6 +135,7 @@ def plan_training(
     gradient_checkpointing: bool = False,
     dtype: torch.dtype = torch.bfloat16,
     bf16: bool = True,
+    frozen_base: bool = False,
     tokens: int = 52_520 * 1000,
     gpu_bytes: int = 80 * 10**9,
     peak_flops: float = 312e12,
@@ -137,11 +145,18 @@ def plan_training(
 
     ``batch_size`` sequences of ``length`` tokens are in one forward pass on each GPU. ``dtype`` is
     that of the frozen weights; with ``bf16``, as in TrainConfig, they compute in bfloat16.
+    ``frozen_base``: the model is held to its base by ``kl_weight``, were all examples benign.
     ``tokens`` are those of the whole run (default: the paper's examples at a thousand tokens each);
     ``peak_flops`` are a GPU's (default: an A100's in bfloat16), of which ``utilisation`` is used.
 
-    Raises InputError for counts below 1 and a model whose logits `OutputLayer` refuses.
+    Raises InputError for counts below 1, a frozen base beside weights that are shared out, and a
+    model whose logits `OutputLayer` refuses.
     """
+    if frozen_base and sharing != "ddp":
+        raise InputError(
+            f"plan_training sharing: expected 'ddp' with kl_weight, got {sharing!r}: the frozen "
+            "base is whole in every process"
+        )
     for name, value in (("length", length), ("batch_size", batch_size), ("gpus", gpus)):
         if value < 1:
             raise InputError(f"plan_training {name}: expected 1 or more, got {value}")
@@ -179,18 +194,27 @@ def plan_training(
     output_trained = lora is None or lora.new_rows == "modules_to_save"
     output = OutputLayer.of(model).linear.weight.numel()
     optimizer = trained * (12 if bf16_zero else 8)
-    host = gpus * weights
+    base = parameters * dtype.itemsize if frozen_base else 0
+    host = gpus * (weights + base)
     if offloaded:  # and the gradients, in float32
         host = max(host, weights + adapters + optimizer + 4 * trained)
 
-    flops = tokens * _flops_a_token(model, config, lora, length, gradient_checkpointing)
+    logits = GPU_CHUNK_BYTES
+    if frozen_base:
+        vocabulary = OutputLayer.of(model).linear.weight.shape[0]
+        logits = max(logits, round(KL_MATRICES * 4 * KL_CHUNK_ROWS * vocabulary))
+        activations += hidden * item  # its last hidden states
+
+    a_token = _flops_a_token(model, config, lora, length, gradient_checkpointing, frozen_base)
+    flops = tokens * a_token
     return Plan(
         weights=0 if offloaded else weights // share_weights,
+        base=base,
         adapters=0 if offloaded else adapters // share_weights,
         gradients=trained * trained_item // share_states,
         optimizer=0 if offloaded else optimizer // share_states,
         activations=activations,
-        loss=GPU_CHUNK_BYTES + 4 * hidden + (4 * output if output_trained else 0),
+        loss=logits + 4 * hidden + (4 * output if output_trained else 0),
         gathered=2 * block * item if share_weights > 1 or offloaded else 0,
         unshared=weights + adapters if sharing in ("zero3", "zero3_offload") else 0,
         host=host,
@@ -339,8 +363,12 @@ def _flops_a_token(
     lora: LoraSettings | None,
     length: int,
     gradient_checkpointing: bool,
+    frozen_base: bool,
 ) -> float:
-    """Forward 2 a weight, backward 2 for the input and 2 for a weight that is trained."""
+    """Forward 2 a weight, backward 2 for the input and 2 for a weight that is trained.
+
+    The divergence from a frozen base makes the logits of both once more in the backward pass.
+    """
     in_layers = sum(
         module.weight.numel()
         for layer in _layers(model)
@@ -360,6 +388,7 @@ def _flops_a_token(
         + 2.5 * attention
         + (2 * in_layers if lora is None else 6 * _low_rank_size(model, lora))
         + (6 if whole else 4) * output
+        + (forward_in_layers + (12 if whole else 10) * output if frozen_base else 0)
     )
 
 

@@ -64,6 +64,7 @@ REVISION = re.compile(
 )
 """How a step begins with which a teacher turns round; the step before it is to be rethought."""
 
+EMPTY = "the instruction is empty"
 _PIVOT = re.compile("|".join(map(re.escape, PIVOT_TOKENS)))
 _ALMOST_A_PIVOT = re.compile(r"\[\s*(safe|un-?safe|rethink)\s*\]", re.IGNORECASE)
 _PARAGRAPH = re.compile(r"\n\s*\n")
@@ -91,7 +92,8 @@ class SynthesisConfig:
             again with the next seed; that takes a temperature above 0.
         batch_size: instructions to a call of the teacher, and to a write of the journal.
         give_up_after: when so many calls in a row raise, the teacher (or guard) is down rather than
-            the instruction at fault: the run ends with its error, and these are not recorded.
+            the instruction at fault: the run ends with its error, and these are not recorded. So
+            it does where the last calls of all raise, and then an instruction that had worked, too.
 
     Raises InputError for a wrong type and a value out of range.
     """
@@ -177,7 +179,7 @@ def synthesize(
     done = journal.resume(behaviors)
     twins = find_duplicates([b.prompt for b in behaviors], config.similarity)
     waiting: list[dict[str, Any]] = []  # raised, and nothing has worked since
-    worked = done > 0
+    works = _last_made(journal) if done else None  # an instruction on which all is known to work
     counts: collections.Counter[str] = collections.Counter()
     with tqdm(
         total=len(behaviors), initial=done, desc="synthesize", unit="instruction", smoothing=0.05
@@ -187,7 +189,7 @@ def synthesize(
             entries: dict[int, dict[str, Any]] = {}
             for number in range(done, end):
                 if not words(behaviors[number].prompt):
-                    entries[number] = {"status": "failed", "reason": "the instruction is empty"}
+                    entries[number] = {"status": "failed", "reason": EMPTY}
                 elif number in twins:
                     of, similarity = twins[number]
                     entries[number] = {
@@ -200,14 +202,19 @@ def synthesize(
             waiting += [identity(behaviors[n]) | entries[n] for n in range(done, end)]
             settled = [n for n, entry in enumerate(waiting) if _settled(entry)]
             if settled:
-                worked = True
+                works = end - len(waiting) + settled[-1]
                 journal.append(waiting[: settled[-1] + 1])
                 waiting = waiting[settled[-1] + 1 :]
-            raised = sum("raised" in entry for entry in waiting)
-            if raised >= config.give_up_after or (raised and end == len(behaviors) and not worked):
+            raised = [entry["reason"] for entry in waiting if "raised" in entry]
+            down = len(raised) >= config.give_up_after
+            if raised and not down and end == len(behaviors):  # were they at fault, all of them?
+                probe = [] if works is None else [works]
+                again = _write_trajectories(behaviors, probe, teacher, guard, config, prompts, keep)
+                down = not any(map(_settled, again.values()))
+            if down:
                 raise InputError(
-                    f"{journal.path}: teacher or guard failed {raised} times in a row, the last "
-                    f"time with {waiting[-1].get('reason', 'an error')}; mend it and run again: "
+                    f"{journal.path}: teacher or guard failed {len(raised)} times in a row, the "
+                    f"last time with {raised[-1]}; mend it and run again: "
                     f"what was written before stays, and these instructions will be asked again"
                 )
             counts.update(entry["status"] for entry in entries.values())
@@ -380,7 +387,14 @@ def _entry(
 
 def _settled(entry: Mapping[str, Any]) -> bool:
     """True when teacher and guard worked on it, so that raising before was not their end."""
-    return entry["status"] != "duplicate" and "raised" not in entry
+    unasked = entry["status"] == "duplicate" or entry.get("reason") == EMPTY
+    return not unasked and "raised" not in entry
+
+
+def _last_made(journal: Journal) -> int | None:
+    """The last instruction of a journal that has a trajectory, kept or rejected."""
+    made = [n for n, entry in enumerate(read_journal(journal.path)) if "output" in entry]
+    return made[-1] if made else None
 
 
 def _raised(reason: str) -> dict[str, Any]:

@@ -71,6 +71,12 @@ from r2d_core.train_config import TrainConfig
 from r2d_core.trainer import R2DTrainer, RunLog, launch_engine, measured_lines
 
 LONGEST_BUILD_S = 300
+# transformers has renamed it after 5.17, and drops the old name with 6.
+CHECKPOINTING = (
+    "activation_checkpointing"
+    if hasattr(TrainingArguments, "activation_checkpointing")
+    else "gradient_checkpointing"
+)
 
 
 @dataclass(frozen=True)
@@ -174,6 +180,12 @@ def train(
             run_log.trainer = trainer
             first = trainer.is_world_process_zero()
             last = last_whole_checkpoint(checkpoints, remove_broken=first)
+            others = sorted(set(output.glob("checkpoints-*")) - {checkpoints})
+            if first and last is None and others:
+                print(
+                    f"a new run; {', '.join(map(str, others))}: of another one, with other "
+                    "settings, data, model or number of processes; delete what is not to be resumed"
+                )
             sources = sources_of(
                 checkpoints, resumed=last is not None, note=first and config.save_steps > 0
             )
@@ -187,7 +199,7 @@ def train(
             model.config.use_cache = use_cache
     trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     if config.gradient_checkpointing:
-        model.activation_checkpointing_disable()
+        getattr(model, f"{CHECKPOINTING}_disable")()
     model.eval()
 
     history = measured_lines(trainer.state.log_history)
@@ -274,8 +286,9 @@ def check_dtype(config: TrainConfig, dtype: torch.dtype) -> None:
 def _decisive(
     config: TrainConfig, pivots: PivotIds | None, rows: Sequence[Row], held_out: Sequence[Row]
 ) -> list[Any]:
-    """All settings that decide what comes out, but not where it is written."""
-    settings = {name: value for name, value in _as_json(config).items() if name != "output_dir"}
+    """All settings that decide what comes out, but not where it is written and kept meanwhile."""
+    besides = {"output_dir", "save_steps", "report_to"}
+    settings = {name: value for name, value in _as_json(config).items() if name not in besides}
     launch = [int(os.environ.get("WORLD_SIZE", 1)), launch_engine()]
     pivot_ids = dataclasses.astuple(pivots) if pivots else None
     benign = [is_benign(row) for row in rows] if config.kl_weight else []
@@ -313,8 +326,10 @@ def _arguments(config: TrainConfig, checkpoints: Path, *, evaluate: bool) -> Tra
         lr_scheduler_type=config.lr_scheduler,
         max_grad_norm=config.max_grad_norm,
         bf16=config.bf16,
-        activation_checkpointing=config.gradient_checkpointing,
-        activation_checkpointing_kwargs={"use_reentrant": False},
+        **{
+            CHECKPOINTING: config.gradient_checkpointing,
+            f"{CHECKPOINTING}_kwargs": {"use_reentrant": False},
+        },
         **_device_arguments(),
         logging_steps=config.logging_steps,
         logging_nan_inf_filter=False,  # it hides a broken run, and reads the loss at every batch
@@ -345,11 +360,12 @@ def _device_arguments() -> dict[str, Any]:
 def _reports(config: TrainConfig, output: Path) -> list[TrainerCallback]:
     if config.report_to == "none":
         return []
+    if importlib.util.find_spec(config.report_to) is None:
+        raise InputError(
+            f"TrainConfig report_to={config.report_to!r}: expected the library: pip install "
+            f"{config.report_to}"
+        )
     if config.report_to == "wandb":
-        if importlib.util.find_spec("wandb") is None:
-            raise InputError(
-                "TrainConfig report_to='wandb': expected the library: pip install wandb"
-            )
         return [WandbCallback()]
     if int(os.environ.get("RANK", 0)):
         return []  # every writer makes a file, and the first process alone reports

@@ -17,6 +17,7 @@ from transformers import training_args
 
 from r2d_core import training
 from r2d_core.adapters import LoraSettings
+from r2d_core.anchor import mark_benign
 from r2d_core.pivots import expand_vocabulary
 from r2d_core.processes import end_processes
 from r2d_core.tokenization import encode_example
@@ -26,6 +27,12 @@ RESPONSES = [
     "<think>the request is safe [SAFE] so i may answer [SAFE]</think>hello there .",
     "<think>wait , reconsider [RETHINK] that is harmful [UNSAFE]</think>i must refuse .",
 ]
+
+
+def training_rows(tokenizer):
+    """22 rows, every other one benign."""
+    rows = [encode_example(tokenizer, CORPUS[i % 6], RESPONSES[i % 2]) for i in range(22)]
+    return [mark_benign(row, i % 2 == 0) for i, row in enumerate(rows)]
 
 
 class Watched(R2DTrainer):
@@ -69,7 +76,7 @@ def main() -> None:
     model = tiny_model(family, tokenizer, tied=tied, dtype=dtype)
     model.generation_config.eos_token_id = [tokenizer.eos_token_id, 7]  # as Llama-3's: two of them
     expand_vocabulary(model, tokenizer)
-    rows = [encode_example(tokenizer, CORPUS[i % 6], RESPONSES[i % 2]) for i in range(22)]
+    rows = training_rows(tokenizer)
     train(TrainConfig(output, **settings), model, tokenizer, rows, rows[:5])
     end_processes()
 

@@ -35,7 +35,7 @@ from r2d_core.output_layer import OutputLayer
 from r2d_core.packed_attention import attend_by_example, attention_by_example
 from r2d_core.pivots import PivotIds, expand_vocabulary
 from r2d_core.tokenization import Collator, encode_example
-from r2d_core.training import R2DTrainer, TrainConfig, train
+from r2d_core.training import CHECKPOINTING, R2DTrainer, TrainConfig, train
 
 # family, tied as the real ones are, rows the embedding has more than the tokenizer has tokens
 MATRIX = [
@@ -408,7 +408,7 @@ def test_options_of_a_step_change_memory_and_not_the_result(tmp_path):
         )
         rows = examples(tokenizer, 8)
         result = train(config, model, tokenizer, rows, rows[:3])
-        assert not model.is_activation_checkpointing
+        assert not getattr(model, f"is_{CHECKPOINTING}")
         outcomes[name] = result.metrics, model.state_dict()
     metrics, weights = outcomes.pop("plain")
     for name, (other_metrics, other_weights) in outcomes.items():
@@ -512,6 +512,8 @@ def test_targets_and_tokens_that_are_not_there_are_named(tmp_path):
     model = tiny_model("llama", tokenizer)
     with pytest.raises(InputError, match="unknown linear layer 'q_prj', did you mean 'q_proj'"):
         add_adapters(model, settings(targets=["q_prj"]), [1])
+    with pytest.raises(InputError, match="unknown linear layer 'lm_head'; known: [^;]*v_proj$"):
+        add_adapters(model, settings(targets=["q_proj", "lm_head"]), [1])
     with pytest.raises(InputError, match="the tokenizer has no new tokens; add them with expand"):
         add_adapters(model, settings(), new_token_ids(tokenizer))
     with pytest.raises(InputError, match="TrainConfig lora: expected LoraSettings or None, got 4"):

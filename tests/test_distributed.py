@@ -17,15 +17,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from distributed_child import RESPONSES
+from distributed_child import training_rows
 from peft import PeftModel
 from safetensors.torch import load_file
-from tiny_models import CORPUS, tiny_model, tiny_tokenizer
+from tiny_models import tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM
 
 from r2d_core.adapters import LoraSettings
 from r2d_core.pivots import expand_vocabulary
-from r2d_core.tokenization import encode_example
 from r2d_core.training import TrainConfig, train
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -106,7 +105,7 @@ def by_one_process(
     model = tiny_model(family, tokenizer, tied=tied, dtype=dtype)
     model.generation_config.eos_token_id = [tokenizer.eos_token_id, 7]
     expand_vocabulary(model, tokenizer)
-    rows = [encode_example(tokenizer, CORPUS[i % 6], RESPONSES[i % 2]) for i in range(22)]
+    rows = training_rows(tokenizer)
     config = TrainConfig(output, **({"batch_size": 8} | SETTINGS | settings))
     return train(config, model, tokenizer, rows, rows[:5])
 
@@ -215,6 +214,31 @@ def test_the_window_that_an_epoch_cuts_off_counts_as_it_is(tmp_path, name):
     done = launch(name, tmp_path / "two", batch_size=1, accumulation=3)
     assert done.returncode == 0, done.stderr[-4000:]
     assert_same_training(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.slow
+def test_the_divergence_from_the_base_is_that_of_all_processes(tmp_path):
+    by_one_process(tmp_path / "one", "llama", False, kl_weight=2.0)
+    done = launch("ddp", tmp_path / "two", kl_weight=2.0)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert_same_training(tmp_path / "one", tmp_path / "two")
+    one, two = ([line["kl_to_base"] for line in lines(tmp_path / run) if "kl_to_base" in line]
+                for run in ("one", "two"))  # fmt: skip
+    assert two == pytest.approx(one, rel=1e-3, abs=1e-8) and len(one) == 6 and one[-1] > 1e-4
+
+
+@pytest.mark.slow
+def test_the_authors_gradient_is_averaged_over_processes_and_added_up_over_batches(tmp_path):
+    """Two processes of two batches make half of what one makes of the same four."""
+    theirs = {"normalize": "micro_batch", "max_grad_norm": 1e6}  # never clipped
+    by_one_process(tmp_path / "one", "llama", False, batch_size=2, accumulation=4, **theirs)
+    done = launch("ddp", tmp_path / "two", **theirs)
+    assert done.returncode == 0, done.stderr[-4000:]
+    for ours, of_two in zip(lines(tmp_path / "one"), lines(tmp_path / "two"), strict=True):
+        if "grad_norm" in ours:
+            assert of_two["grad_norm"] == pytest.approx(ours["grad_norm"] / 2, rel=1e-3)
+            assert of_two["cross_entropy"] == pytest.approx(ours["cross_entropy"], rel=1e-4)
+            assert of_two["targets"] == ours["targets"]
 
 
 @pytest.mark.slow

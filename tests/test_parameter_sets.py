@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from tiny_models import CORPUS, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig
 
@@ -122,6 +123,28 @@ def test_what_is_held_out_is_drawn_and_what_is_left_out_is_said(tmp_path, monkey
     assert "10 of 11 rows kept" in said and "no_pivot" in said
 
 
+def test_data_of_other_columns_is_read_by_their_names(tmp_path, monkeypatch):
+    file = written(tmp_path, columns={"instruction": "prompt", "output": "response"})
+    old = (tmp_path / "data.jsonl").read_text()
+    (tmp_path / "data.jsonl").write_text(
+        old.replace('"instruction"', '"prompt"').replace('"output"', '"response"')
+    )
+    seen = recorded(monkeypatch)
+    train_parameter_set(read_parameter_set(file), tmp_path / "out")
+    assert len(seen["rows"]) == 8
+
+    asked = []
+    monkeypatch.setattr(
+        "datasets.load_dataset",
+        lambda *names, **given: (
+            asked.append((names, given)) or (json.loads(line) for line in old.splitlines())
+        ),
+    )
+    pinned = {"data": "someone/data", "split": "sft", "data_revision": "abc"}
+    train_parameter_set(read_parameter_set(written(tmp_path, **pinned)), tmp_path / "out")
+    assert asked == [(("someone/data",), {"split": "sft", "revision": "abc", "streaming": True})]
+
+
 def recorded(monkeypatch) -> dict:
     """What `train` is called with, in place of training."""
     seen: dict = {}
@@ -220,6 +243,26 @@ def test_the_authors_recipe_is_theirs_whatever_the_file_says(tmp_path, monkeypat
     assert len(said) == 1 and "16 batches' gradients" in said[0] and said[0].endswith(" 8")
 
 
+def test_the_authors_recipe_trains(tmp_path):
+    file = written(tmp_path, train={"max_steps": 1, "logging_steps": 1})
+    (tmp_path / "data.jsonl").write_text(7 * (tmp_path / "data.jsonl").read_text())
+    theirs = dataclasses.replace(read_parameter_set(file), recipe="paper")
+    result = train_parameter_set(theirs, tmp_path / "out")
+    record = json.loads((tmp_path / "out" / "training.json").read_text())
+    assert record["train_rows"] == 70 and record["steps"] == 3  # an epoch, its last window cut off
+    log = [json.loads(line) for line in result.log.read_text().splitlines()]
+    assert [line["pivot_count_safe"] for line in log] == [64, 64, 12]
+    assert all(line["pivot_loss"] > 0 for line in log)
+    base = load_file(tmp_path / "base" / "model.safetensors")
+    trained = load_file(result.model_dir / "model.safetensors")
+    changed = {
+        name for name, old in base.items() if not torch.equal(old, trained[name][: len(old)])
+    }
+    assert {name.split(".")[-2] for name in changed} == {
+        "embed_tokens", "lm_head", "q_proj", "k_proj", "v_proj", "up_proj", "down_proj",
+    }  # fmt: skip
+
+
 def test_the_authors_recipe_is_theirs_to_the_row(tmp_path, monkeypatch):
     seen = recorded(monkeypatch)
     ours = read_parameter_set(written(tmp_path))
@@ -305,6 +348,16 @@ def test_the_command_line_plans_trains_and_names_what_is_wrong(tmp_path):
         ({"train": {"max_steps": 1, "kl_weight": 0.5}}, "kl_weight: expected files in 'harmful'"),
         ({"lora": {"rnk": 2}}, "lora: unknown setting 'rnk', did you mean 'rank'"),
         ({"shape": {"model_type": "lama"}}, "shape: "),
+        ({"shape": {"model_type": "llama", "hidden_size": "512"}}, "shape: .*hidden_size"),
+        ({"shape": {"model_type": "llama", "hidden_size": 511}}, "shape: .*511"),
+        (
+            {"shape": {"model_type": "qwen2", "num_hidden_layer": 2}},
+            "shape: unknown setting 'num_hidden_layer', did you mean 'num_hidden_layers'",
+        ),
+        (
+            {"train": {"max_steps": 1, "learning_rate": "2e-4"}},
+            "learning_rate: expected float, got '2e-4' .*; write 0.0002, without quotes",
+        ),
         ({"chat_template": "vicunna"}, "unknown template 'vicunna', did you mean 'vicuna'"),
     ],
 )
@@ -401,6 +454,10 @@ def test_the_notebook_plans_and_trains_in_two_processes(tmp_path):
 
     run(only_plan=True, sharing="zero3")
     assert not (tmp_path / "run").exists()
+    run(only_plan=True, launch=str(ROOT / "experiments/launch/zero3.yaml"), processes=2)
+    assert "at the start" in (tmp_path / "done.ipynb").read_text()  # the plan is the launch's
+    with pytest.raises(PapermillExecutionError, match="launch: expected a file, .*2 processes"):
+        run(processes=2)
     two = {"launch": str(ROOT / "experiments/launch/ddp.yaml"), "processes": 2}
     run(**two)
     record = json.loads((tmp_path / "run" / "training.json").read_text())

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import weakref
 from contextlib import nullcontext
 from typing import get_args
 
 import pytest
 import torch
 from tiny_models import GEMMAS, tiny_model, tiny_tokenizer
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import LlamaConfig, Qwen2Config
 
 from r2d_core.adapters import LoraSettings, add_adapters
+from r2d_core.anchor import KL_CHUNK_ROWS, kl_to_base
 from r2d_core.errors import InputError
 from r2d_core.kernels.fused import GPU_CHUNK_BYTES
 from r2d_core.packed_attention import attention_by_example
-from r2d_core.planning import Sharing, measure_saved_bytes, plan_training, saved_bytes
+from r2d_core.planning import KL_MATRICES, Sharing, measure_saved_bytes, plan_training, saved_bytes
 
 LLAMA3_8B = LlamaConfig(
     vocab_size=128256,
@@ -97,6 +101,50 @@ def test_zero3_shares_out_what_every_gpu_held_whole():
     assert "at the start" not in str(plans["fsdp2"])
     roomy = plan_training(QWQ_32B, LoraSettings(), sharing="zero3", gpu_bytes=80 * 10**9, **small)
     assert roomy.fits
+
+
+class Peak(TorchDispatchMode):
+    """The most bytes that tensors made inside held at a time."""
+
+    def __init__(self):
+        super().__init__()
+        self.held, self.most = {}, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                if storage._cdata not in self.held:
+                    self.held[storage._cdata] = storage.nbytes()
+                    weakref.finalize(storage, self.held.pop, storage._cdata)
+        self.most = max(self.most, sum(self.held.values()))
+        return made
+
+
+def test_a_frozen_base_is_planned_for_as_it_is_held():
+    def planned(base, **given):
+        return plan_training(LLAMA3_8B, LoraSettings(), length=4096, frozen_base=base, **given)
+
+    without, held = planned(False), planned(True)
+    assert (without.base, held.base) == (0, 2 * PARAMETERS)
+    assert held.host == 2 * without.host
+    assert held.activations - without.activations == 2 * 4096 * 4096
+    assert held.total > without.total + 2 * PARAMETERS
+    assert "base" in str(held)
+    # A forward pass more, and the logits of both made three times in all, the model's derived once.
+    layers = without.flops / (52_520 * 1000) / 2  # about: forward, and backward for the input
+    assert held.flops == pytest.approx(
+        without.flops + 52_520 * 1000 * (layers + 10 * 128256 * 4096), rel=0.1
+    )
+    with pytest.raises(InputError, match="sharing: expected 'ddp' with kl_weight, got 'zero2'"):
+        planned(True, gpus=4, sharing="zero2")
+
+    v, h = 32000, 16  # what a chunk of the divergence holds, forward and backward
+    hidden, weight = torch.randn(2 * KL_CHUNK_ROWS, h, requires_grad=True), torch.randn(v, h)
+    with Peak() as peak:
+        kl_to_base(hidden, weight, hidden.detach() + 1, weight + 1).backward()
+    assert 0.9 < peak.most / (KL_MATRICES * 4 * KL_CHUNK_ROWS * v) <= 1
 
 
 def test_every_process_loads_the_whole_model_into_the_hosts_memory():

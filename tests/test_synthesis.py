@@ -459,6 +459,27 @@ def test_a_resumed_run_may_end_on_what_always_fails(tmp_path: Path) -> None:
     assert made.counts == {"kept": 2, "rejected": 0, "failed": 1, "duplicate": 0}
 
 
+def test_a_teacher_that_goes_down_near_the_end_is_asked_again(tmp_path: Path) -> None:
+    class Server(Scripted):
+        up = True
+
+        def generate(self, requests: Sequence[Request], max_new_tokens: int) -> list[Generation]:
+            if not self.up:
+                raise ConnectionError("refused")
+            made = super().generate(requests, max_new_tokens)
+            self.up = len(self.calls) < 2
+            return made
+
+    config = SynthesisConfig(tmp_path, batch_size=2)
+    behaviors = ask(*NAMES, "")  # nothing is asked of the last one, so it proves nothing
+    server = Server({})
+    with pytest.raises(InputError, match=r"2 times in a row, .*ConnectionError: refused"):
+        synthesize(behaviors, server, safe, config)
+    assert [entry["status"] for entry in read_journal(tmp_path / "journal.jsonl")] == ["kept"] * 4
+    made = synthesize(behaviors, Scripted({}), safe, config)
+    assert made.counts == {"kept": 6, "rejected": 0, "failed": 1, "duplicate": 0}
+
+
 def test_duplicates_are_not_asked_twice(tmp_path: Path) -> None:
     long = "Explain in three short steps how a kettle is cleaned with vinegar"
     prompts = [long, "Name a bird", long.upper() + " !", long + " please", "name a  bird."]

@@ -361,6 +361,40 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
     assert not (tmp_path / "model").exists()
 
 
+def test_what_only_says_how_often_to_save_and_report_goes_on_with_the_run(
+    tmp_path, monkeypatch, capsys
+):
+    class Interrupted(R2DTrainer):
+        steps: list[int] = []
+        end: int | None = 3
+
+        def training_step(self, *args, **kwargs):
+            if self.state.global_step == self.end:
+                raise KeyboardInterrupt
+            self.steps.append(self.state.global_step)
+            return super().training_step(*args, **kwargs)
+
+    monkeypatch.setattr("r2d_core.training.R2DTrainer", Interrupted)
+
+    def run(**changes):
+        model, tokenizer, _, rows = setup(n=8)
+        Interrupted.steps = []
+        settings = {"max_steps": 4, "save_steps": 2} | changes
+        return train(config(tmp_path, **settings), model, tokenizer, rows)
+
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    (checkpoints,) = tmp_path.glob("checkpoints-*")
+    assert "a new run" not in capsys.readouterr().out
+    with pytest.raises(KeyboardInterrupt):
+        run(learning_rate=2e-3)  # another run, which says what it does not go on with
+    assert Interrupted.steps == [0, 1, 2]
+    assert f"a new run; {checkpoints}: of another one" in capsys.readouterr().out
+    Interrupted.end = None
+    run(save_steps=1)
+    assert Interrupted.steps == [2, 3]
+
+
 def test_tensorboard_shows_what_the_log_holds(tmp_path):
     reader = pytest.importorskip(
         "tensorboard.backend.event_processing.event_accumulator",
@@ -375,11 +409,13 @@ def test_tensorboard_shows_what_the_log_holds(tmp_path):
     assert {"train/pivot_accuracy_safe", "train/pivot_loss", "eval/loss"} <= set(shown)
 
 
-def test_wandb_is_asked_for_by_name(tmp_path, monkeypatch):
+@pytest.mark.parametrize("library", ["wandb", "tensorboard"])
+def test_what_reports_is_asked_for_by_name(tmp_path, monkeypatch, library):
     model, tokenizer, _, rows = setup(n=4)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(InputError, match="report_to='wandb': expected the library: pip install"):
-        train(config(tmp_path, report_to="wandb"), model, tokenizer, rows)
+    wanted = f"report_to='{library}': expected the library: pip install {library}"
+    with pytest.raises(InputError, match=wanted):
+        train(config(tmp_path, report_to=library), model, tokenizer, rows)
 
 
 def test_wandb_gets_what_the_log_holds(tmp_path, monkeypatch):
