@@ -41,6 +41,7 @@ from typing import Any
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from scipy.stats import bootstrap
 from torch import Tensor
 from tqdm import tqdm
 
@@ -54,6 +55,7 @@ PIVOTS = PivotIds(safe=5, unsafe=6, rethink=7, think_open=8, think_close=9)
 READ = (PIVOTS.safe, PIVOTS.unsafe, PIVOTS.rethink)
 ROWS = torch.arange(5, 13)  # the eight new tokens
 RESULTS = Path(__file__).parent / "results"
+WARM_S = 0.03  # of calls before those that are timed, on a GPU
 
 
 @dataclass(frozen=True)
@@ -283,6 +285,45 @@ def peak_memory(device: str) -> Iterator[list[int]]:
     peak.append(highest)
 
 
+def timed(call: Callable[[], Any], device: str) -> float:
+    """Seconds that a call takes, with all that it has the device do."""
+    synchronize(device)
+    begin = time.perf_counter()
+    call()
+    synchronize(device)
+    return time.perf_counter() - begin
+
+
+def pivot_term(case: Case, losses: dict[str, Loss], device: str, pairs: int) -> dict[str, Any]:
+    """What the contrast costs: our time with pivots over that without, pair by pair.
+
+    A pair is with, without, without, with, one after the other, so that a clock that drifts slows
+    both alike; the median of the pairs' ratios, and its 95% bootstrap interval. A hundredth cannot
+    be told from chance by medians of a few calls that others came between.
+    """
+    inputs = case.inputs(device)
+    own = "triton" if "triton" in losses else "chunked"
+    with_, without = (
+        partial(backward, losses[name], *inputs, case.mode) for name in (own, "without contrast")
+    )
+    begin = time.perf_counter()
+    while time.perf_counter() - begin < 10 * WARM_S:
+        with_(), without()
+    ratios = []
+    for _ in tqdm(range(pairs), desc="pivot term", unit="pair"):
+        first, second, third, fourth = (timed(c, device) for c in (with_, without, without, with_))
+        ratios.append((first + fourth) / (second + third))
+    interval = bootstrap(
+        (ratios,), statistics.median, vectorized=False, method="percentile", rng=0
+    ).confidence_interval
+    return {
+        **asdict(case),
+        "pairs": pairs,
+        "ratio": statistics.median(ratios),
+        "interval": [float(interval.low), float(interval.high)],
+    }
+
+
 def measure(case: Case, losses: dict[str, Loss], device: str, rounds: int) -> list[dict[str, Any]]:
     """One row a contender: median seconds, its ratios, peak bytes."""
     inputs = case.inputs(device)
@@ -303,18 +344,16 @@ def measure(case: Case, losses: dict[str, Loss], device: str, rounds: int) -> li
             del running[name]
     seconds: dict[str, list[float]] = {name: [] for name in running}
     for number in range(rounds):
-        # In another order each round: none always follows the same one.
-        for name in random.Random(number).sample(list(running), len(running)):
-            loss = running[name]
+        # In another order each round and case: none always follows the same one.
+        for name in random.Random(f"{case} {number}").sample(list(running), len(running)):
+            call = partial(backward, running[name], *inputs, case.mode)
             # A GPU lowers its clock under matrix products, for longer than one call: each of its
-            # contenders begins with a call of its own, so that none pays for the one before it.
-            for call in range(1 if device == "cpu" else 3):
-                synchronize(device)
+            # contenders begins with calls of its own, so that none pays for the one before it.
+            if device == "cuda":
                 begin = time.perf_counter()
-                backward(loss, *inputs, case.mode)
-                synchronize(device)
-                if device == "cpu" or call > 0:
-                    seconds[name].append(time.perf_counter() - begin)
+                while time.perf_counter() - begin < WARM_S:
+                    timed(call, device)
+            seconds[name] += [timed(call, device) for _ in range(1 if device == "cpu" else 2)]
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     rows = []
     for name in ("products", *losses):
@@ -437,6 +476,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--pairs", type=int, default=40, help="of calls, for the pivot term's cost")
     parser.add_argument("--quick", action="store_true", help="small sizes")
     parser.add_argument("--out", type=Path, help="JSON file; default benchmarks/results/…")
     parser.add_argument(
@@ -459,6 +499,7 @@ def main() -> None:
         wrong += errors(replace(small, dtype=dtype, ignored=0.3), losses, device)
     for case in tqdm(grid(device, arguments.quick), desc="loss", unit="case"):
         rows += measure(case, losses, device, arguments.rounds)
+    contrast = pivot_term(grid(device, arguments.quick)[0], losses, device, arguments.pairs)
     read = reading(grid(device, arguments.quick)[0], device, arguments.rounds)
 
     for name in ("trl", "liger-kernel", "cut-cross-entropy", "quack-kernels"):
@@ -468,6 +509,7 @@ def main() -> None:
             peers[name] = None
     where = torch.cuda.get_device_name() if device == "cuda" else "cpu"
     settings = {"device": where, "rounds": arguments.rounds, "quick": arguments.quick}
+    settings["pairs"] = arguments.pairs
     settings["chunk_bytes"] = fused.CPU_CHUNK_BYTES if device == "cpu" else fused.GPU_CHUNK_BYTES
     out = arguments.out or RESULTS / f"loss-{where.replace(' ', '-').lower()}.json"
     write_json_atomic(
@@ -476,6 +518,7 @@ def main() -> None:
             "rows": rows,
             "errors": wrong,
             "reading": read,
+            "pivot_term": contrast,
             "absent": absent,
             "peers": peers,
             "provenance": provenance(settings, [0], started),

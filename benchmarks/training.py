@@ -9,6 +9,7 @@ the median over rounds.
 
 ours      packed batches, attention by example; the output layer asked for the loss; only the new
           tokens' rows trained; activations kept
+whole     ours, but training what the authors train, under their dropout
 authors   as they launch it (expand_and_train.sh, train.py): one example at a time; activations
           computed again (``--gradient_checkpointing``); logits of all positions in float32 and
           shifted copies of them; cross-entropy and contrast from those; embedding and output
@@ -18,7 +19,8 @@ kept      the authors' with activations kept: what is ours besides keeping them
 
 Each row tells the loss of its first step: they must agree, or one of them trains something else. It
 tells that of its last, too, after as many steps on the same window: how far each has come by then,
-the authors' under dropout, which the loss of a step is taken with. On a CPU it tells the products'
+the authors' under dropout, which the loss of a step is taken with. Those of *whole* and theirs are to agree but for that dropout; ours trains eight rows
+where they train two matrices, and has come less far on texts as random as these. On a CPU it tells the products'
 floating-point operations besides: where they take all the time, as a large model's do there, no
 way of ordering them gains more than their ratio.
 """
@@ -174,6 +176,7 @@ def authors(model: Any, rows: Sequence[Row], device: str, batch_size: int) -> Te
 WAYS: dict[str, tuple[Callable[..., Tensor], dict[str, Any], bool]] = {
     # How a window is done, the adapters' settings, whether activations are computed again.
     "ours": (ours, {"new_rows": "rows"}, False),
+    "whole": (ours, THEIR_LORA, False),
     "authors": (authors, THEIR_LORA, True),
     "kept": (authors, THEIR_LORA, False),
 }

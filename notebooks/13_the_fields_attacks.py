@@ -28,8 +28,7 @@
 # does no better than asking outright is as much a result as one that does: it says where a defence
 # was not tested. Two attacks of the registry are not here: `templates` and `transfer` put a file of
 # the user's to a model, somebody's jailbreaks or what was found on another model, and the toy world
-# has neither. The kept tables are of a base model that has never heard interjections
-# ({doc}`/book/full_experiment`).
+# has neither. The kept tables are of methods trained for 800 steps (`experiments/field.yaml`).
 
 # %% tags=["parameters"]
 # Parameters of this notebook

@@ -109,14 +109,19 @@ def loss_aims(run: dict[str, Any]) -> pd.DataFrame:
     most: list[tuple[str, float, float]] = []
     least: list[tuple[str, float, float]] = []
     if gpu:
-        plain = of("seconds", loss="without contrast")
+        term, over = "time with the pivot term, over that without", math.nan
+        if pairs := run.get("pivot_term"):
+            term += " ({:.3f} to {:.3f})".format(*pairs["interval"])
+            over = pairs["ratio"]
+        else:  # a run of before they were measured in pairs
+            over = of("seconds") / of("seconds", loss="without contrast")
         most += [
             ("time, all gradients, over three products", 1.10, of("to_products")),
             ("time, only the new rows, over two products", 1.12, of("to_products", "rows")),
             ("time, matrix frozen, over two products", 1.12, of("to_products", "none")),
             ("time, half of the targets ignored, over three products of all", 0.55,
              of("to_products", ignored=0.5)),
-            ("time with the pivot term, over that without", 1.01, of("seconds") / plain),
+            (term, 1.01, over),
             # Beyond the inputs and a float32 gradient of the matrix, whether one is made or not.
             ("memory beside a float32 gradient of the matrix, GiB", 1.1,
              (of("bytes") - 4 * first["v"] * first["h"]) / 2**30),

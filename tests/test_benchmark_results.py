@@ -152,6 +152,11 @@ def test_the_aims_of_the_loss_on_a_cpu_and_on_a_gpu() -> None:
     }
     memory = "memory beside a float32 gradient of the matrix, GiB"
     assert found.loc[memory, "measured"] == 0.5
+    paired = loss_run(["H200"], "triton", **slow)
+    paired["pivot_term"] = {"ratio": 1.002, "interval": [1.0013, 1.0041]}
+    found = loss_aims(paired).set_index("what")
+    term = "time with the pivot term, over that without (1.001 to 1.004)"
+    assert found.loc[term, ["measured", "reached"]].tolist() == [1.002, "yes"]
     nothing = loss_aims(loss_run(["H200"], "another"))
     assert (nothing["reached"] == "no").all() and nothing["measured"].isna().all()
 

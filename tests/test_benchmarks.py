@@ -45,7 +45,8 @@ def test_what_training_has_written_is_no_change_of_its_own_code(tmp_path, monkey
 
 def test_loss(tmp_path):
     """Where there is a GPU, also the compiled kernels' error and memory."""
-    found = run("loss.py", tmp_path / "loss.json", "--quick", "--rounds", "1")
+    few = ("--rounds", "1", "--pairs", "4")
+    found = run("loss.py", tmp_path / "loss.json", "--quick", *few)
     errors = {(row["dtype"], row["loss"]): row for row in found["errors"]}
     ours = [name for name in ("chunked", "triton") if ("float32", name) in errors]
     assert "chunked" in ours and ("triton" in ours) != ("triton" in found["absent"])
@@ -63,6 +64,9 @@ def test_loss(tmp_path):
         plain = rows[*case, "naive"]
         assert plain["bytes"] - plain["scratch_bytes"] >= gradients
     assert rows["full", 0.5, "chunked"]["bytes"] < rows["full", 0.0, "authors"]["bytes"] / 2
+    term = found["pivot_term"]
+    assert (term["pairs"], term["n"]) == (4, 128)
+    assert 0 < term["interval"][0] <= term["ratio"] <= term["interval"][1]
     read, plain = found["reading"]
     assert (read["way"], plain["way"]) == ("read_pivots", "naive")
     assert read["difference"] < 1e-4 and read["seconds"] > 0 and read["bytes"] < plain["bytes"]
@@ -71,8 +75,10 @@ def test_loss(tmp_path):
 def test_training(tmp_path):
     few = ("--models", "tiny", "--window", "3", "--batch-size", "2", "--rounds", "1")
     found = run("training.py", tmp_path / "training.json", *few)["rows"]
-    ours, *theirs = found
-    assert [row["way"] for row in found] == ["ours", "authors", "kept"]
+    ours, whole, *theirs = found
+    assert [row["way"] for row in found] == ["ours", "whole", "authors", "kept"]
+    assert whole["first_loss"] == pytest.approx(ours["first_loss"], rel=1e-4)
+    assert whole["last_loss"] == pytest.approx(theirs[0]["last_loss"], rel=1e-2)
     for row in theirs:
         assert abs(row["first_loss"] - ours["first_loss"]) < 1e-4 * ours["first_loss"]
         assert row["flops"] > ours["flops"] and row["step_peak_mib"] > ours["step_peak_mib"] > 0

@@ -25,7 +25,7 @@ from r2d_core import losses
 from r2d_core.errors import InputError
 from r2d_core.kernels import KERNELS, chunked_loss, fused, read_pivots
 from r2d_core.kernels.chunked import torch_counts, torch_scratch, torch_sums
-from r2d_core.kernels.fused import Averages, RowTerms, logits_buffer
+from r2d_core.kernels.fused import Averages, RowTerms, bytes_of_logits, logits_buffer
 from r2d_core.losses import r2d_loss
 from r2d_core.pivots import PivotIds
 
@@ -391,6 +391,16 @@ def test_error_of_a_sum_over_many_chunks(monkeypatch, dtype):
     like, scratch = torch.empty(0, 64, dtype=dtype), torch_scratch(dtype, False)
     assert len(logits_buffer(like, 500, 24, 1, scratch, 2048)) <= 500 / 16
     check_errors(dtype, ["chunked"], spread=1.0, shape=(800, 64, 24))
+
+
+@given(st.integers(1, 5000), st.integers(1, 1500))
+def test_chunks_begin_where_pointers_are_aligned(n, most):
+    """But for chunks of less than 16 rows; and no chunk is over its budget, nor one too many."""
+    like = torch.empty(0, 8, device="meta")
+    budget = most * bytes_of_logits(like, 1, 10, 1, 0)
+    rows = len(logits_buffer(like, n, 10, 1, 0, budget))
+    assert 1 <= rows <= min(n, most) and (rows == n or rows % 16 == 0 or most < 16)
+    assert -(-n // rows) <= -(-n // (most - most % 16 if most >= 16 else most))
 
 
 @pytest.mark.parametrize("chunk_bytes", [2048, 10**6])

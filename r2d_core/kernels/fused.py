@@ -64,12 +64,15 @@ def logits_buffer(
     """[c, V] uninitialised: room for the logits of c of n rows at a time, one at least.
 
     n is cut into chunks of (almost) one size, as few as a ``budget`` of bytes allows for what is in
-    `bytes_of_logits`.
+    `bytes_of_logits`. Where they can they begin at multiples of 16 rows: Triton compiles a kernel
+    anew for pointers that are aligned otherwise.
     """
     most = max(1, budget // bytes_of_logits(like, 1, vocabulary, alignment, scratch))
-    chunks = -(-n // most)
+    rows = -(-n // max(1, -(-n // most)))
+    if rows < n:
+        rows = min(-(-rows // 16) * 16, most // 16 * 16) or rows
     stride = -(-vocabulary // alignment) * alignment
-    return like.new_empty(-(-n // max(1, chunks)), stride)[:, :vocabulary]
+    return like.new_empty(rows, stride)[:, :vocabulary]
 
 
 class Averages(NamedTuple):
