@@ -18,9 +18,9 @@ authors   as they launch it (expand_and_train.sh, train.py): one example at a ti
 kept      the authors' with activations kept: what is ours besides keeping them
 
 Each row tells the loss of its first step: they must agree, or one of them trains something else. It
-tells that of its last, too, after as many steps on the same window: how far each has come by then,
-the authors' under dropout, which the loss of a step is taken with. Those of *whole* and theirs are to agree but for that dropout; ours trains eight rows
-where they train two matrices, and has come less far on texts as random as these. On a CPU it tells the products'
+tells that of its last, too, after as many steps on the same window, the authors' and that of
+*whole* under dropout: these are to agree but for it. Ours trains eight rows where they train two
+matrices, and comes less far on texts as random as these. On a CPU it tells the products'
 floating-point operations besides: where they take all the time, as a large model's do there, no
 way of ordering them gains more than their ratio.
 """

@@ -116,9 +116,9 @@ for run in measured["generation"]:
 # what a step adds to weights, adapters and optimizer states; ours holds a batch of examples where
 # theirs holds one. The first losses must agree, the last, after as many steps on the same examples,
 # those of *whole* and theirs but for the dropout: ours trains eight rows in place of two matrices,
-# and comes less far on random texts. *Operations* counts those of the matrix products: where they take all the time, as a
-# large model's do on a CPU, this ratio is the most that can be gained. What is gained beyond it
-# comes from longer batches and from logits that are never written.
+# and comes less far on random texts. *Operations* counts those of the matrix products: where they
+# take all the time, as a large model's do on a CPU, this ratio is the most that can be gained. What
+# is gained beyond it comes from longer batches and from logits that are never written.
 
 # %% tags=["hide-input"]
 columns = {

@@ -312,6 +312,10 @@ def _put_together(
 
 
 def _arguments(config: TrainConfig, checkpoints: Path, *, evaluate: bool) -> TrainingArguments:
+    checkpointing: dict[str, Any] = {
+        CHECKPOINTING: config.gradient_checkpointing,
+        f"{CHECKPOINTING}_kwargs": {"use_reentrant": False},
+    }
     arguments = TrainingArguments(
         output_dir=str(checkpoints),
         seed=config.seed,
@@ -326,10 +330,7 @@ def _arguments(config: TrainConfig, checkpoints: Path, *, evaluate: bool) -> Tra
         lr_scheduler_type=config.lr_scheduler,
         max_grad_norm=config.max_grad_norm,
         bf16=config.bf16,
-        **{
-            CHECKPOINTING: config.gradient_checkpointing,
-            f"{CHECKPOINTING}_kwargs": {"use_reentrant": False},
-        },
+        **checkpointing,
         **_device_arguments(),
         logging_steps=config.logging_steps,
         logging_nan_inf_filter=False,  # it hides a broken run, and reads the loss at every batch

@@ -104,6 +104,7 @@ def test_from_expansion_to_generation(tmp_path, family, tied, padding, new_rows)
     )
     again = AutoTokenizer.from_pretrained(result.model_dir)
     assert PivotIds.from_tokenizer(again) == ids
+    assert again.chat_template and again.chat_template == tokenizer.chat_template
     assert [len(matrices(each)) for each in (model, saved)] == [1 if tied else 2] * 2
     assert all(each.shape[0] == size == saved.config.vocab_size for each in matrices(saved))
     for name, weight in model.state_dict().items():
