@@ -86,15 +86,16 @@ for dtype, target, block, softcap in (
 ):
     exact = "fp64" if dtype == "fp64" else "fp32"
     options = {"num_warps": _warps(block), "maxnreg": REGISTERS}
-    compile_kernel(
-        triton_kernels.row_kernel,
-        target,
-        dtype,
-        {"logits": dtype, "targets": "i64", "top": "i1"}
-        | dict.fromkeys(("scale", "contrast_gradient", "nll"), exact),
-        {"SOFTCAP": softcap, "BACKWARD": True, "BLOCK": block, "LANE": LANE},
-        **options,
-    )
+    for backward in (True, False):
+        compile_kernel(
+            triton_kernels.row_kernel,
+            target,
+            dtype,
+            {"logits": dtype, "targets": "i64", "top": "i1"}
+            | dict.fromkeys(("scale", "contrast_gradient", "nll"), exact),
+            {"SOFTCAP": softcap, "BACKWARD": backward, "BLOCK": block, "LANE": LANE},
+            **options,
+        )
     compile_kernel(
         triton_kernels.contrast_kernel,
         target,
@@ -131,11 +132,12 @@ for dtype, target, block, softcap in (
         {"SOFTCAP": softcap, "BLOCK": block, "LANE": LANE},
         **options,
     )
-    compile_kernel(
-        triton_kernels.scale_kernel,
-        target,
-        dtype,
-        {"source": exact, "upstream": exact, "out": dtype},
-        {"IN_PLACE": False, "BLOCK": BLOCK_SCALED},
-        num_warps=8,
-    )
+    for source, in_place in ((exact, False), (dtype, True)):  # a sum of products; a gradient
+        compile_kernel(
+            triton_kernels.scale_kernel,
+            target,
+            dtype,
+            {"source": source, "upstream": exact, "out": dtype},
+            {"IN_PLACE": in_place, "BLOCK": BLOCK_SCALED},
+            num_warps=8,
+        )
