@@ -52,8 +52,8 @@ ATTACKED = (
 WHY_NOT = {
     "wrapper": "The frames are held out, but safety training saw others of their kind.",
     "few_shot": "Pairs of questions and answers are a dress that the base model reads through.",
-    "zero_shot": "It rewords a request once and never looks at an answer; refinement, PAIR and TAP, "
-    "which look and try again, get further.",
+    "zero_shot": "It rewords a request once and never looks at an answer; refinement, PAIR and "
+    "TAP, which look and try again, get further.",
     "gcg_reasoning": "What it forces is how a trace begins, and behind a forced beginning a trace "
     "can still turn round, as it does under the two prefills.",
     "best_of_n": "A scrambled word is an unknown word in a language of 240, and the model no "
