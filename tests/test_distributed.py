@@ -242,14 +242,18 @@ def test_the_authors_gradient_is_averaged_over_processes_and_added_up_over_batch
 
 
 @pytest.mark.slow
-def test_two_machines_train_like_one_process(tmp_path):
+@pytest.mark.parametrize("name", ["ddp", "zero2", "zero3", "fsdp2"])
+def test_two_machines_train_like_one_process(tmp_path, name):
     """Each starts its own process, as book/your_own_model.md says; both are this machine."""
     by_one_process(tmp_path / "one", "llama", False)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     machine = ["--num_machines", "2", "--main_process_ip", "127.0.0.1", "--main_process_port", port]
-    runs = [start("ddp", tmp_path / "two", {}, [*machine, "--machine_rank", rank]) for rank in "01"]
+    engine = {"engine": "FSDPLlamaForCausalLM"} if name == "fsdp2" else {}
+    runs = [
+        start(name, tmp_path / "two", engine, [*machine, "--machine_rank", rank]) for rank in "01"
+    ]
     for done in ended(*runs):
         assert done.returncode == 0, done.stderr[-4000:]
     assert_same_training(tmp_path / "one", tmp_path / "two")
