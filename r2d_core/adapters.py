@@ -88,22 +88,17 @@ def add_adapters(
 
     Raises InputError for targets that the model does not have, and when there are no new tokens.
     """
-    linear = {
-        name.rpartition(".")[2]
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear)
-    }
-    # The output matrix is trained by ``new_rows``, and only by that.
-    linear -= {
-        name.rpartition(".")[2]
-        for name, module in model.named_modules()
-        if module is model.get_output_embeddings()
-    }
+    linear = sorted(
+        {
+            name.rpartition(".")[2]
+            for name, module in model.named_modules()
+            # The output matrix is trained by ``new_rows``, and only by that.
+            if isinstance(module, nn.Linear) and module is not model.get_output_embeddings()
+        }
+    )
     for target in settings.targets:
         if target not in linear:
-            raise InputError(
-                f"LoraSettings targets: {unknown('linear layer', target, sorted(linear))}"
-            )
+            raise InputError(f"LoraSettings targets: {unknown('linear layer', target, linear)}")
     if settings.new_rows == "rows" and not new_ids:
         raise InputError(
             "LoraSettings new_rows='rows': the tokenizer has no new tokens; add them with "

@@ -109,7 +109,7 @@ def loss_aims(run: dict[str, Any]) -> pd.DataFrame:
     most: list[tuple[str, float, float]] = []
     least: list[tuple[str, float, float]] = []
     if gpu:
-        term, over = "time with the pivot term, over that without", math.nan
+        term = "time with the pivot term, over that without"
         if pairs := run.get("pivot_term"):
             term += " ({:.3f} to {:.3f})".format(*pairs["interval"])
             over = pairs["ratio"]

@@ -132,7 +132,7 @@ def test_a_frozen_base_is_planned_for_as_it_is_held():
     assert held.activations - without.activations == 2 * 4096 * 4096
     assert held.total > without.total + 2 * PARAMETERS
     assert "base" in str(held)
-    # A forward pass more, and the logits of both made three times in all, the model's derived once.
+    # A forward pass more; the logits of both made forward and backward, the model's derived.
     layers = without.flops / (52_520 * 1000) / 2  # about: forward, and backward for the input
     assert held.flops == pytest.approx(
         without.flops + 52_520 * 1000 * (layers + 10 * 128256 * 4096), rel=0.1
