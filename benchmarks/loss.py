@@ -206,6 +206,7 @@ def contenders(device: str) -> tuple[dict[str, Loss], dict[str, str]]:
     """The losses that can run here, and of those that cannot, why."""
     losses: dict[str, Loss] = {
         "chunked": partial(ours, "chunked"),
+        "reference": partial(ours, "reference"),
         "without contrast": partial(ours, "auto", pivots=None),
         "naive": naive,
         "authors": authors,
@@ -428,7 +429,7 @@ def errors(case: Case, losses: dict[str, Loss], device: str) -> list[dict[str, A
     Of the losses that know no pivots, against cross-entropy alone.
     """
     inputs = case.inputs(device)
-    knows_pivots = ("triton", "chunked", "naive", "authors")
+    knows_pivots = ("triton", "chunked", "reference", "naive", "authors")
     rows = []
     exact: dict[bool, list[Tensor]] = {}
     for name, loss in losses.items():

@@ -18,10 +18,12 @@
 #
 # Cross-entropy over a vocabulary of 128 thousand words needs, written naively, the logits of every
 # token in float32: four gibibytes for 8192 tokens, and twice to three times that with copies and
-# gradients. `r2d_loss` never holds them. It takes as many rows at a time as fit a byte budget,
-# makes their logits with one matrix product, turns them in place into their gradient, multiplies
-# that into the gradients of hidden states and matrix, and forgets it. What remains is the time of
-# the matrix products themselves: the *floor* in the figures below.
+# gradients. `r2d_loss` takes as many rows at a time as fit a byte budget, makes their logits with
+# one matrix product and in the model's own dtype, turns them in place into their gradient,
+# multiplies that into the gradients of hidden states and matrix, and forgets it. What remains is
+# the time of the matrix products themselves: the *floor* in the figures below. On a GPU the budget
+# is 1 GiB, and half of a float32 gradient of the matrix besides where that then need not be made:
+# 8192 tokens are then one chunk, of 2 GiB.
 #
 # Beyond what general kernels do, it makes the pivot contrast on the way, drops tokens without a
 # target before any product, and trains only the rows of the new tokens where the rest is frozen.

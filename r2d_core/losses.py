@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -111,9 +112,11 @@ def r2d_loss(
                  ``row_values`` [R, H] besides, they stand for those rows and have the gradient,
                  weight has none: nothing of the size of weight is made.
 
-    impl "reference" is the definition; "chunked" and "triton" never hold the logits and make the
-    gradients in the forward pass (no second derivatives); "auto" is "triton" on a CUDA device that
-    has it, else "chunked", which runs on CPUs and GPUs of CUDA.
+    impl "reference" is the definition, and holds all logits in float32. "chunked" and "triton" hold
+    those of some rows at a time, in hidden's dtype (how many: `kernels.fused.fused_loss`), and make
+    the gradients in the forward pass: no second derivatives. "auto" is "triton" on a CUDA device
+    that has it, else "chunked", which runs on CPUs and GPUs of CUDA. `torch.compile` breaks its
+    graph at a call (there is no ``fullgraph``).
 
     The device is waited for once, before the first product: to learn whether the targets are ids
     and how many are not ignored; and once more for rows. Targets and rows that lie on the CPU are
@@ -121,7 +124,8 @@ def r2d_loss(
 
     Raises InputError for wrong shapes, dtypes, devices, ids, numbers and names, and for numbers
     as denominators that are less than what this call counts; NotImplementedError for an ``impl``
-    that cannot run where the tensors are.
+    that cannot run where the tensors are, and in a backward pass that is to be differentiated
+    (``create_graph``) for the two that cannot.
     """
     for name, value, annotation in (
         ("pivot_weight", pivot_weight, float),
@@ -282,7 +286,7 @@ def _denominator(
 
     ``here`` is what this call counts. A tensor on a GPU is not read, which would be to wait for it.
     """
-    if isinstance(given, Tensor) and given.is_cpu:
+    if isinstance(given, np.ndarray) or (isinstance(given, Tensor) and given.is_cpu):
         given = given.tolist()
     if isinstance(given, Tensor):
         if given.device != device:

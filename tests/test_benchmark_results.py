@@ -142,7 +142,7 @@ def test_the_aims_of_the_loss_on_a_cpu_and_on_a_gpu() -> None:
         "seconds": {("full", 0): 1.02},
     }
     found = loss_aims(loss_run(["H200"], "triton", **slow)).set_index("what")
-    assert len(found) == 6 + 2 + 4
+    assert len(found) == 6 + 2 + 4 + 4
     missed = set(found.index[found["reached"] == "no"])
     assert missed == {
         "time, all gradients, over three products",
@@ -150,6 +150,7 @@ def test_the_aims_of_the_loss_on_a_cpu_and_on_a_gpu() -> None:
         "time of QuACK, over ours",
         "time of torch (4096 rows), over ours",
     }
+    assert found.loc["time of the fastest other, QuACK, matrix frozen, over ours", "measured"] == 1
     memory = "memory beside a float32 gradient of the matrix, GiB"
     assert found.loc[memory, "measured"] == 0.5
     paired = loss_run(["H200"], "triton", **slow)
@@ -157,7 +158,18 @@ def test_the_aims_of_the_loss_on_a_cpu_and_on_a_gpu() -> None:
     found = loss_aims(paired).set_index("what")
     term = "time with the pivot term, over that without (1.001 to 1.004)"
     assert found.loc[term, ["measured", "reached"]].tolist() == [1.002, "yes"]
-    nothing = loss_aims(loss_run(["H200"], "another"))
+    ahead = loss_run(["H200"], "triton", to_products={("full", 0.5): 0.54})
+    for row in ahead["rows"]:
+        if row["loss"] == "torch (4096 rows)" and (row["n"] == 16 or row["mode"] == "none"):
+            row["seconds"] = 0.9
+    found = loss_aims(ahead).set_index("what")
+    assert set(found.index[found["reached"] == "no"]) == {
+        "time of the fastest other, torch (4096 rows), matrix frozen, over ours",
+        "time of the fastest other, torch (4096 rows), any other size, over ours",
+    }
+    unmeasured = loss_run(["H200"], "another")
+    unmeasured["rows"] = [row for row in unmeasured["rows"] if row["loss"] != "without contrast"]
+    nothing = loss_aims(unmeasured)
     assert (nothing["reached"] == "no").all() and nothing["measured"].isna().all()
 
 

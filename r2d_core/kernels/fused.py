@@ -26,7 +26,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from r2d_core.kernels.inputs import Denominator, Pivots, on_device
 from r2d_core.kernels.reference import KernelResult
@@ -189,6 +188,10 @@ def fused_loss(
         rows=rows,
         chunk_bytes=chunk_bytes,
     )
+    # What has no gradient is no input of the graph: without any, there is none to go back through.
+    if call.weight_grad == "none":
+        row_values = None if row_values is None else row_values.detach()
+        weight = weight.detach()
     return KernelResult(*_apply(hidden, weight, row_values, call))
 
 
@@ -324,10 +327,14 @@ class _Fused(torch.autograd.Function):
         return tuple(result)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, upstream: Tensor | None, *_: Tensor | None) -> tuple[Any, ...]:
         if upstream is None:
             return None, None, None, None
+        if torch.is_grad_enabled():  # create_graph
+            raise NotImplementedError(
+                "the fused loss: its gradients have none of their own (create_graph); "
+                "use impl='reference', which holds all logits"
+            )
         kept, hidden_gradient, weight_gradient, rows = ctx.saved_tensors
         keep = graph_is_kept()
         if hidden_gradient is not None:
@@ -360,7 +367,7 @@ def pivot_rows(
 ) -> Tensor:
     """[3, H]: the pivots' output rows, from ``row_values`` where it stands for them."""
     three = torch.stack([weight[pivot] for pivot in pivots]).to(dtype)
-    if rows is None or row_values is None:
+    if rows is None or row_values is None or not len(rows):
         return three
     same = torch.stack([rows == pivot for pivot in pivots])
     return torch.where(

@@ -26,15 +26,17 @@ def check_linear(hidden: Tensor, weight: Tensor, *, autocast: bool = False) -> N
     for name, tensor in (("hidden", hidden), ("weight", weight)):
         if not isinstance(tensor, Tensor):
             raise InputError(f"{name}: expected a tensor, got {type(tensor).__name__}")
-    if hidden.dim() != 2:
-        raise InputError(f"hidden: expected shape [N, H], got {list(hidden.shape)}; flatten it")
+    if hidden.dim() != 2 or hidden.shape[1] == 0:
+        mend = "; flatten it" if hidden.dim() > 2 else ""
+        raise InputError(f"hidden: expected shape [N, H], got {list(hidden.shape)}{mend}")
     if weight.dim() != 2 or weight.shape[1] != hidden.shape[1] or weight.shape[0] == 0:
         raise InputError(
             f"weight: expected shape [V, {hidden.shape[1]}] to go with hidden "
             f"{list(hidden.shape)}, got {list(weight.shape)}"
         )
     if hidden.dtype not in DTYPES:
-        raise InputError(f"hidden: expected float32, bfloat16 or float64, got {hidden.dtype}")
+        by = ", which autocast made of it" if autocast and autocasts(hidden) else ""
+        raise InputError(f"hidden: expected float32, bfloat16 or float64, got {hidden.dtype}{by}")
     castable = autocast and hidden.dtype != torch.float64 and autocasts(weight)
     if weight.dtype != hidden.dtype and not castable:
         raise InputError(f"weight: expected {hidden.dtype} like hidden, got {weight.dtype}")
