@@ -20,6 +20,10 @@ from torch import Tensor, nn
 from r2d_core.adapters import trained_rows
 from r2d_core.errors import InputError
 
+FURTHER_STEPS = ("logit_scale", "logits_scaling", "lm_head_multiplier", "logits_soft_cap")
+"""Names in configurations (Cohere's, Granite's, Falcon-H1's, RecurrentGemma's) for what is done to
+logits after the linear layer."""
+
 
 @dataclass(frozen=True)
 class OutputLayer:
@@ -36,7 +40,8 @@ class OutputLayer:
     def of(cls, model: Any) -> OutputLayer:
         """The output layer of a causal model, plain or with PEFT's adapters.
 
-        Raises InputError for logits that are more than a linear layer and a soft cap.
+        Raises InputError for logits that are more than a linear layer and a soft cap, where the
+        layer or the configuration tells; `require_last` sees the rest.
         """
         head, config = model.get_output_embeddings(), model.config.get_text_config()
         wrapper = None
@@ -45,11 +50,7 @@ class OutputLayer:
         elif isinstance(head, ModulesToSaveWrapper):
             (name,) = head.active_adapters
             head = head.modules_to_save[name]
-        scaled = [
-            name
-            for name in ("logit_scale", "logits_scaling")
-            if getattr(config, name, None) not in (None, 1)
-        ]
+        scaled = [name for name in FURTHER_STEPS if getattr(config, name, None) not in (None, 1)]
         if not isinstance(head, nn.Linear) or head.bias is not None or scaled:
             reason = (
                 f"the configuration has {scaled[0]}" if scaled else f"its output layer is {head}"
@@ -80,6 +81,20 @@ class OutputLayer:
         ids, values = trained_rows(self.wrapper)
         rows = torch.tensor(ids)
         return {"weight": weight, "weight_grad": "rows", "rows": rows, "row_values": values}
+
+    def require_last(self, made: Tensor, returned: Tensor) -> None:
+        """Raise InputError where a model did not return what `replaced_by` let this layer make.
+
+        Values are compared, which waits for the device: a wrapper may return a copy, and under
+        mixed precision (FSDP2's) one that is rounded.
+        """
+        rounded = [made.to(dtype).item() for dtype in (made.dtype, torch.bfloat16, torch.float16)]
+        if returned.isfinite() and returned.item() not in rounded:
+            raise InputError(
+                f"model of {type(self.config).__name__}: expected logits that are a linear layer "
+                "of the hidden states, but the model does more to them: its output layer made "
+                f"{rounded[0]:.6g}, it returned {returned.item():.6g}"
+            )
 
     @contextmanager
     def replaced_by(self, loss_of: Callable[[Tensor], Tensor]) -> Iterator[None]:

@@ -71,6 +71,7 @@ class R2DTrainer(Trainer):
         self.eval_counts = self._count(torch.tensor(labels, dtype=torch.int64))
         self.tally = self._nothing()
         self.divergence = self._nothing(2)
+        self.loss_is_last = False
         self.seconds_before = 0.0
         self.started = time.monotonic()
 
@@ -92,6 +93,7 @@ class R2DTrainer(Trainer):
         head, softcap = self.head, self.head.softcap
         targets = torch.from_numpy(inputs[TARGETS]).flatten()
         losses: list[R2DLoss] = []
+        made: list[Tensor] = []
 
         def loss_of(hidden: Tensor) -> Tensor:
             loss = r2d_loss(
@@ -108,13 +110,15 @@ class R2DTrainer(Trainer):
                 **head.loss_arguments(),
             )
             losses.append(loss)
-            if base is None or base_hidden is None:
-                return loss.total
-            kl = base.divergence(
-                hidden[benign], base_hidden[benign], softcap, head.loss_arguments()
-            )
-            self.divergence += torch.stack([kl.detach(), benign.sum()])
-            return loss.total + self.config.kl_weight * kl / counts[0].clamp(min=1)
+            total = loss.total
+            if base is not None and base_hidden is not None:
+                kl = base.divergence(
+                    hidden[benign], base_hidden[benign], softcap, head.loss_arguments()
+                )
+                self.divergence += torch.stack([kl.detach(), benign.sum()])
+                total = total + self.config.kl_weight * kl / counts[0].clamp(min=1)
+            made.append(total.detach())
+            return total
 
         # No attention mask: padding is on the right, where causal attention never looks.
         names: tuple[str, ...] = ("input_ids", "position_ids", LENGTHS)
@@ -126,6 +130,9 @@ class R2DTrainer(Trainer):
             benign = F.pad(inputs[BENIGN_LABELS][:, 1:], (0, 1), value=IGNORED) != IGNORED
         with head.replaced_by(loss_of):
             total = model(**read, use_cache=False).logits
+        if not self.loss_is_last:
+            head.require_last(made[0], total.detach())
+            self.loss_is_last = bool(made[0])  # nought is nought whatever is done to it
         self.tally += _tally(losses[0], counts)
         # Data-parallel training averages gradients over processes; ours are shares of one sum.
         if not per_batch:

@@ -68,3 +68,16 @@ def test_trace_asks_for_merged_adapters():
     adapted = add_adapters(model, LoraSettings(rank=2), new_token_ids(tokenizer))
     with pytest.raises(InputError, match="merge them first"):
         pivot_probabilities(adapted, tokenizer, Request("hello"), RESPONSE)
+
+
+def test_a_model_that_does_more_to_its_logits_is_refused():
+    tokenizer = tiny_tokenizer("word")
+    model = tiny_model("llama", tokenizer)
+    expand_vocabulary(model, tokenizer)
+
+    def capped(module, args, output):
+        output.logits = 30 * (output.logits / 30).tanh()
+
+    model.register_forward_hook(capped)
+    with pytest.raises(InputError, match="the model does more to them"):
+        pivot_probabilities(model, tokenizer, Request("hello"), RESPONSE)

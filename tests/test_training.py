@@ -549,6 +549,21 @@ def test_logits_that_are_more_than_a_linear_layer_are_refused(tmp_path):
         train(config(tmp_path), model, tokenizer, rows)
 
 
+@pytest.mark.parametrize("extra", [lambda logits: logits * 0.9, lambda z: 30 * (z / 30).tanh()])
+def test_logits_that_the_model_goes_on_with_are_refused(tmp_path, extra):
+    """Where neither the layer nor the configuration tells; before any step is taken."""
+    model, tokenizer, _, rows = setup(n=4)
+    before = model.lm_head.weight.clone()
+
+    def goes_on(module, args, output):
+        output.logits = extra(output.logits)
+
+    model.register_forward_hook(goes_on)
+    with pytest.raises(InputError, match="the model does more to them: its output layer made "):
+        train(config(tmp_path), model, tokenizer, rows)
+    assert torch.equal(model.lm_head.weight, before)
+
+
 def test_a_broken_record_is_named(tmp_path):
     model, tokenizer, _, rows = setup(n=4)
     train(config(tmp_path, max_steps=1), model, tokenizer, rows)

@@ -66,11 +66,13 @@ def pivot_probabilities(
                 softcap=softcap,
             )
         )
-        return hidden_1TH.new_zeros(())
+        return sentinel.to(hidden_1TH)
 
     softcap = layer.softcap
+    sentinel = torch.tensor(1000.0)
     with layer.replaced_by(read):
-        model(input_ids=torch.tensor([ids], device=model.device), use_cache=False)
+        returned = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits
+    layer.require_last(sentinel, returned.cpu())
     (reading,) = readings
     rows = torch.cat([reading.log_probs.exp(), reading.entropy[:, None]], dim=1).tolist()
     return [
