@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -37,6 +38,8 @@ def main() -> int:
     parser.add_argument("--similarity", type=float, default=defaults.similarity)
     given = parser.parse_args()
     try:
+        if given.clean:
+            check_place(given.clean)  # before the comparison, which takes a while
         thresholds = Thresholds(given.ngram, given.coverage, given.shingle, given.similarity)
         training, rows = read_column(given.training)
         evaluation, table = read_column(given.evaluation)
@@ -76,18 +79,24 @@ def read_column(place: str) -> tuple[list[str], pd.DataFrame]:
     return [str(text) for text in table[column]], table
 
 
+WRITERS: dict[str, Callable[[pd.DataFrame, Path], object]] = {
+    ".csv": lambda table, place: table.to_csv(place, index=False),
+    ".jsonl": lambda table, place: table.to_json(place, orient="records", lines=True),
+    ".parquet": lambda table, place: table.to_parquet(place, index=False),
+}
+
+
+def check_place(file: str) -> None:
+    if Path(file).suffix not in WRITERS:
+        raise InputError(f"--clean {file}: expected one of {', '.join(WRITERS)}")
+    if not Path(file).parent.is_dir():
+        raise InputError(f"--clean {file}: there is no folder {Path(file).parent}; make it first")
+
+
 def write_table(table: pd.DataFrame, file: str) -> None:
     """The table as CSV, JSON lines or Parquet, as the file's name says."""
-    writers = {
-        ".csv": lambda place: table.to_csv(place, index=False),
-        ".jsonl": lambda place: table.to_json(place, orient="records", lines=True),
-        ".parquet": lambda place: table.to_parquet(place, index=False),
-    }
-    suffix = Path(file).suffix
-    if suffix not in writers:
-        raise InputError(f"--clean {file}: expected one of {', '.join(writers)}")
     writing = Path(file).with_name(f".{Path(file).name}")
-    writers[suffix](writing)
+    WRITERS[Path(file).suffix](table, writing)
     writing.replace(file)
 
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import logging
 import os
 import shutil
 import signal
@@ -88,6 +89,12 @@ def execute(notebook: Path, output: Path, parameters: Mapping[str, Any]) -> None
     from nbclient.exceptions import DeadKernelError
     from papermill import PapermillExecutionError, execute_notebook
     from traitlets.config import Config
+
+    # papermill (as of 2.7) does not read annotations such as `int | None`, and warns that the
+    # notebook does not know such a parameter; which it knows, `check_values` has seen.
+    logging.getLogger("papermill").addFilter(
+        lambda record: "Passed unknown parameter" not in record.getMessage()
+    )
 
     # First of all places where Jupyter looks for "python3": this interpreter's own kernel, whatever
     # the user has installed elsewhere under that name; or the one that a run keeps warm for us.

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import sys
 from collections.abc import Sequence
 from typing import get_args
@@ -21,7 +22,7 @@ from typing import get_args
 from r2d_core.errors import InputError
 from r2d_core.parameter_sets import R2D_R1_ROWS, read_parameter_set, train_parameter_set
 from r2d_core.planning import Sharing
-from r2d_core.processes import end_processes
+from r2d_core.processes import end_processes, end_with_launcher
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,6 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if not given.plan and given.output is None:
         parser.error("give --output, or --plan")
+    for name in ("gpus", "gpu_gb", "tflops", "examples", "mean_tokens"):
+        if not getattr(given, name) > 0:
+            parser.error(f"--{name.replace('_', '-')}: expected a number above 0")
+    if "RANK" in os.environ:  # one of several, which `accelerate launch` started
+        end_with_launcher()
     try:
         parameters = read_parameter_set(given.parameters)
         said = {name: getattr(given, name) for name in ("model", "data", "exclude", "recipe")}
@@ -63,12 +69,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 peak_flops=given.tflops * 1e12,
             )
             print(plan)
+            print(
+                f"  (at {given.tflops:g} Tflop/s on each GPU; "
+                f"{given.mean_tokens} tokens an example, {given.examples} examples an epoch)"
+            )
             return 0
         result = train_parameter_set(parameters, given.output)
-    except InputError as error:
+    # NotImplementedError: what `impl` of the parameters names cannot run here.
+    except (InputError, NotImplementedError) as error:
         print(f"error: {error}", file=sys.stderr)
         end_processes()
         return 2
+    except KeyboardInterrupt:
+        print(
+            "interrupted; started again, it goes on from its last checkpoint (save_steps)",
+            file=sys.stderr,
+        )
+        return 130
     print(f"{result.steps} steps in {result.seconds:.0f} s: {result.model_dir}")
     end_processes()
     return 0

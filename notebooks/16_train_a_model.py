@@ -82,7 +82,10 @@ from r2d_core.toy.stages import default_base, toy_parameter_set
 
 shared_by = sharing or (Path(launch).stem if launch else "ddp")
 if shared_by not in get_args(Sharing):
-    raise InputError(unknown("sharing", shared_by, get_args(Sharing)))
+    of_launch = f", which {launch} is not named after: say how it shares the model out"
+    raise InputError(
+        unknown("sharing", shared_by, get_args(Sharing)) + ("" if sharing else of_launch)
+    )
 folder = Path(output_dir)
 file = parameter_set or str(toy_parameter_set(folder, base or default_base(), toy_steps))
 said = {"model": model, "data": data, "exclude": exclude, "recipe": recipe}

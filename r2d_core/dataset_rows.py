@@ -14,7 +14,12 @@ from pathlib import Path
 from r2d_core.errors import InputError
 
 FORMATS = (".parquet", ".jsonl", ".json")
-"""Files that are read; in a folder, the first of them that is there."""
+"""Files that are read; in a folder, the first of them that is there, but for JSON lines beside
+Parquet, of which one has to be named."""
+JOURNAL = "journal.jsonl"
+"""What a synthesis notes of every instruction, rejected trajectories too; it is no data."""
+SPLITS = ("train", "test", "valid", "dev", "eval")
+"""What the names of files begin with that hold one split."""
 
 Rows = Callable[[], Iterator[tuple[str, object]]]
 """Reads a source from its beginning: (place, row) by (place, row)."""
@@ -23,8 +28,10 @@ Rows = Callable[[], Iterator[tuple[str, object]]]
 def rows_of(place: str, split: str, revision: str | None) -> Rows:
     """The rows of a file, of a folder of files, or of a data set on the hub.
 
-    Raises InputError for a source that is not there; reading them raises it when the hub cannot be
-    reached or a file is damaged as a whole.
+    Of a folder those files whose names begin with ``split``; where no file is named after a split,
+    all are "train". Raises InputError for a source that is not there, and for a folder that leaves
+    open which files are meant; reading them raises it when the hub cannot be reached or a file is
+    damaged as a whole.
     """
     if Path(place).exists():
         files = _files(Path(place), split)
@@ -41,17 +48,34 @@ def _files(path: Path, split: str) -> list[Path]:
     if path.is_file():
         if path.suffix not in FORMATS:
             raise InputError(f"{path}: expected a file that ends in {', '.join(FORMATS)}")
+        if path.name == JOURNAL:
+            raise InputError(
+                f"{path}: the journal of a synthesis, which holds what was rejected, too; give "
+                "trajectories.jsonl beside it"
+            )
         return [path]
     inside = [
         each
         for each in sorted(path.rglob("*"))
         if each.is_file() and not any(part.startswith(".") for part in each.relative_to(path).parts)
     ]
-    for suffix in FORMATS:
-        found = [each for each in inside if each.suffix == suffix]
-        if found:
-            return [each for each in found if each.name.startswith(split)] or found
-    raise InputError(f"{path}: no file in this folder ends in {', '.join(FORMATS)}")
+    inside = [each for each in inside if each.suffix in FORMATS and each.name != JOURNAL]
+    if not inside:
+        raise InputError(f"{path}: no file in this folder ends in {', '.join(FORMATS)}")
+    chosen = [each for each in inside if each.name.startswith(split)]
+    if not chosen and split == "train":
+        chosen = [each for each in inside if not each.name.startswith(SPLITS)]
+    if not chosen:
+        names = ", ".join(sorted(each.name for each in inside)[:5])
+        raise InputError(
+            f"{path}: no file in this folder is of the split {split!r}: expected a name that "
+            f"begins with it, there are {names}; name the file, or another split"
+        )
+    by_format = {s: [each for each in chosen if each.suffix == s] for s in FORMATS}
+    if by_format[".parquet"] and by_format[".jsonl"]:
+        both = ", ".join(by_format[s][0].name for s in (".parquet", ".jsonl"))
+        raise InputError(f"{path}: expected files of one format, there are {both}; name the file")
+    return next(files for files in by_format.values() if files)
 
 
 def _rows_of_file(file: Path) -> Iterator[tuple[str, object]]:

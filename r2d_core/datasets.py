@@ -240,9 +240,10 @@ class Trajectories:
         )
         example = next(each for each in self.report.findings if each.defect == kind)
         mend = {
-            "missing_column": "; name the columns with columns={'instruction': …, 'output': …}",
+            "missing_column": "; name the columns with columns={'instruction': …, 'output': …} "
+            "(columns of a parameter set)",
             "too_long": "; raise max_length",
-        }.get(kind, "; correct the data, or name the defect in tolerated if it does not matter")
+        }.get(kind, "; correct the data")
         return (
             f"{self._source}: none of its {self.report.rows} rows can be learnt from. The most "
             f"frequent defect is {kind} ({count} rows), for example {example.place}: "

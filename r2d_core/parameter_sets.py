@@ -44,6 +44,7 @@ from r2d_core.decontamination import compare
 from r2d_core.errors import InputError
 from r2d_core.pivots import PivotIds, expand_vocabulary
 from r2d_core.planning import Plan, Sharing, plan_training
+from r2d_core.processes import LAUNCHER
 from r2d_core.records import read_behaviors
 from r2d_core.tokenization import CHAT_TEMPLATES, install_chat_template
 from r2d_core.training import TrainConfig, TrainResult, check_builds, check_dtype, train
@@ -190,9 +191,10 @@ class ParameterSet:
         """`plan_training` of this run: memory at the longest examples, hours at the mean.
 
         ``examples`` are those of the data, seen ``epochs`` times; with ``max_steps`` their number
-        does not matter. ``hardware``: ``gpu_bytes``, ``peak_flops``, ``utilisation``.
+        does not matter. ``hardware``: ``gpu_bytes``, ``peak_flops``, ``utilisation``. InputError
+        for what so many GPUs could not begin, as in `train_config`.
         """
-        config = self.train_config("planned", processes=1)
+        config = self.train_config("planned", processes=gpus)
         if config.max_steps is not None:
             seen: float = config.max_steps * self.global_batch
         else:
@@ -224,8 +226,9 @@ def read_parameter_set(path: str | os.PathLike[str]) -> ParameterSet:
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
         place = getattr(error, "problem_mark", None)
-        where = f" at line {place.line + 1}" if place else ""
-        raise InputError(f"{path}: not valid YAML{where}") from None
+        where = f" at line {place.line + 1} or before" if place else ""
+        said = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise InputError(f"{path}: not valid YAML{where} ({said})") from None
     try:
         if not isinstance(content, dict):
             raise InputError(f"expected keys and values, got {type(content).__name__}")
@@ -233,7 +236,8 @@ def read_parameter_set(path: str | os.PathLike[str]) -> ParameterSet:
         _known("the file", content, {each.name for each in fields})
         for each in fields[:4]:
             if each.name not in content:
-                raise InputError(f"{each.name}: missing")
+                example = "; model_type and sizes, as in the model's config.json"
+                raise InputError(f"{each.name}: missing{example if each.name == 'shape' else ''}")
         return ParameterSet(**content)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
@@ -268,10 +272,12 @@ def train_parameter_set(parameters: ParameterSet, output: str | os.PathLike[str]
             f"model {parameters.model!r} cannot be loaded: give a folder that save_pretrained "
             f"wrote, or a name on the hub ({' '.join(str(error).split())[:300]})"
         ) from None
+    first = int(os.environ.get("RANK", 0)) == 0
+    if first:
+        _say_of_another_shape(parameters, configuration)
     if parameters.chat_template is not None:
         install_chat_template(tokenizer, parameters.chat_template)
     expand_vocabulary(model, tokenizer)
-    first = int(os.environ.get("RANK", 0)) == 0
     paper = parameters.recipe == "paper"
     if first and paper and int(os.environ.get("WORLD_SIZE", 1)) != THEIR_PROCESSES:
         print(
@@ -306,22 +312,35 @@ def train_parameter_set(parameters: ParameterSet, output: str | os.PathLike[str]
         rows = training_rows(trajectories, tokenizer)
     if config.kl_weight:
         rows = _marked(rows, trajectories, parameters.harmful)
-    if parameters.held_out >= len(rows):
-        raise InputError(
-            f"held_out: expected fewer than the {len(rows)} examples of {parameters.data}, "
-            f"got {parameters.held_out}"
-        )
     if first:
         source.report.save(Path(output) / "validation.json")
         print(f"{parameters.data}: {source.report.kept} of {source.report.rows} rows kept")
         if source.report.defects:
             print(source.report.table().to_string(index=False))
+    if parameters.held_out >= len(rows):
+        raise InputError(
+            f"held_out: expected fewer than the {len(rows)} examples that are left of "
+            f"{parameters.data}, got {parameters.held_out}"
+        )
     # Drawn, not the last: files are often sorted by kind.
     chosen = np.random.default_rng(config.seed).permutation(len(rows))[: parameters.held_out]
     apart = set(chosen.tolist())
     learned = [row for number, row in enumerate(rows) if number not in apart]
     held_out = [rows[number] for number in sorted(apart)]
     return train(config, model, tokenizer, learned, held_out or None)
+
+
+def _say_of_another_shape(parameters: ParameterSet, loaded: PreTrainedConfig) -> None:
+    """Where the model is not the one that ``shape`` describes, for which alone plans hold."""
+    planned, text = parameters.configuration, loaded.get_text_config()
+    for key in ("model_type", *parameters.shape):
+        wanted, found = getattr(planned, key, None), getattr(text, key, getattr(loaded, key, None))
+        if isinstance(wanted, str | int) and found is not None and found != wanted:
+            print(
+                f"{parameters.model} is not what shape says ({key}: {found}, not {wanted}): "
+                "plans of this parameter set are of another model"
+            )
+            return
 
 
 def launch_training(
@@ -343,7 +362,7 @@ def launch_training(
     paths = [str(Path.cwd()), *filter(None, [os.environ.get("PYTHONPATH")])]
     child = subprocess.Popen(
         [*command, "--output", str(output)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), LAUNCHER: str(os.getpid())},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -1,12 +1,34 @@
-"""How a process that trained with others ends."""
+"""How a process that trains with others ends."""
 
 from __future__ import annotations
 
+import os
+import threading
 import time
+from typing import NoReturn
 
+import psutil
 from torch import distributed
 
 LETS_GO_S = 0.5
+LAUNCHER = "R2D_LAUNCHER"
+"""In the environment: the id of the process that had `accelerate launch` started."""
+
+
+def end_with_launcher() -> None:
+    """Let this process end with the one that started it, however that ends, and with `LAUNCHER`.
+
+    A launcher that is killed (SIGKILL, or for its memory) does not end its processes, and they
+    would go on writing into the folder in which the run is started again.
+    """
+    started_by, launcher = os.getppid(), os.environ.get(LAUNCHER)
+
+    def watch() -> NoReturn:
+        while os.getppid() == started_by and (launcher is None or psutil.pid_exists(int(launcher))):
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def end_processes() -> None:

@@ -86,7 +86,8 @@ def require_chat_template(tokenizer: PreTrainedTokenizerBase) -> None:
     if not tokenizer.chat_template:
         raise InputError(
             f"tokenizer {tokenizer.name_or_path!r} has no chat template; give it one with "
-            f"install_chat_template(tokenizer, name), name one of {', '.join(CHAT_TEMPLATES)}"
+            f"install_chat_template(tokenizer, name), or as chat_template of a parameter set, one "
+            f"of {', '.join(CHAT_TEMPLATES)}"
         )
 
 

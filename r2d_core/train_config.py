@@ -68,6 +68,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if not isinstance(self.output_dir, str | os.PathLike) or not os.fspath(self.output_dir):
             raise InputError(f"TrainConfig output_dir: expected a path, got {self.output_dir!r}")
+        if os.path.isfile(self.output_dir):
+            raise InputError(f"TrainConfig output_dir: expected a folder, {self.output_dir} is not")
         if not isinstance(self.lora, LoraSettings | None):
             raise InputError(f"TrainConfig lora: expected LoraSettings or None, got {self.lora!r}")
         for name, annotation in get_type_hints(TrainConfig).items():

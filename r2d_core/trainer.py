@@ -212,7 +212,10 @@ class R2DTrainer(Trainer):
             ("fsdp", self.is_fsdp_enabled),
         ):
             if launch_engine() == engine and not on:
-                raise RuntimeError(f"the launch asks for {engine}, which accelerate does not use")
+                wrong = f"the launch asks for {engine}, which accelerate does not use"
+                if engine == "fsdp" and not torch.cuda.is_available():
+                    raise InputError(f"{wrong}: FSDP2 needs GPUs; launch with DeepSpeed or DDP")
+                raise RuntimeError(wrong)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         super()._save_checkpoint(*args, **kwargs)

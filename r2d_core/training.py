@@ -59,6 +59,7 @@ from r2d_core.checkpoints import (
     fingerprint,
     finished_record,
     last_whole_checkpoint,
+    only_run_in,
     sources_of,
 )
 from r2d_core.errors import InputError
@@ -121,19 +122,14 @@ def train(
 
     Raises InputError for rows that do not fit the model, a model whose logits are more than a
     linear layer of its hidden states and a soft cap, a tokenizer without pivots, a loss that is not
-    finite, and ``kl_weight`` with rows that do not say whether they are benign or with weights that
-    processes share out.
+    finite, a folder that another process is training into, and ``kl_weight`` with rows that do not
+    say whether they are benign or with weights that processes share out.
     """
     rows, held_out = list(train_rows), list(eval_rows or [])
     vocabulary = OutputLayer.of(model).linear.weight.shape[0]
     _check_rows("train_rows", rows, vocabulary)
     if eval_rows is not None:
         _check_rows("eval_rows", held_out, vocabulary)
-    if config.lora and model.dtype != torch.float32 and not config.bf16:
-        raise InputError(
-            f"TrainConfig bf16: expected true for adapters on a model in {model.dtype}; set it, or "
-            "load the model in float32"
-        )
     check_dtype(config, model.dtype)
     check_builds()
     if config.kl_weight and launch_engine() != "none":
@@ -141,6 +137,20 @@ def train(
             "TrainConfig kl_weight: expected 0 with DeepSpeed and FSDP, got "
             f"{config.kl_weight}: the frozen base is whole in every process; train without them"
         )
+    # One process of a run speaks for all: when it ends, the launch ends the others.
+    first = int(os.environ.get("RANK", 0)) == 0
+    with only_run_in(Path(config.output_dir)) if first else nullcontext():
+        return _run(config, model, tokenizer, rows, held_out)
+
+
+def _run(
+    config: TrainConfig,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: list[Row],
+    held_out: list[Row],
+) -> TrainResult:
+    """`train`, when it is known that it can."""
     pivots = _pivots(config, tokenizer)
     pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
@@ -180,12 +190,8 @@ def train(
             run_log.trainer = trainer
             first = trainer.is_world_process_zero()
             last = last_whole_checkpoint(checkpoints, remove_broken=first)
-            others = sorted(set(output.glob("checkpoints-*")) - {checkpoints})
-            if first and last is None and others:
-                print(
-                    f"a new run; {', '.join(map(str, others))}: of another one, with other "
-                    "settings, data, model or number of processes; delete what is not to be resumed"
-                )
+            if first:
+                _say_what_is_there(output, checkpoints, last)
             sources = sources_of(
                 checkpoints, resumed=last is not None, note=first and config.save_steps > 0
             )
@@ -248,6 +254,22 @@ def train(
     return result
 
 
+def _say_what_is_there(output: Path, checkpoints: Path, last: str | None) -> None:
+    """From where the run goes on; or what another run has left in its folder."""
+    if last is not None:
+        print(f"goes on from {last}")
+        return
+    other = "of another run, with other settings, data, model or number of processes"
+    if others := sorted(set(output.glob("checkpoints-*")) - {checkpoints}):
+        left = ", ".join(map(str, others))
+        print(f"a new run; {left}: {other}; delete what is not to be resumed")
+    if (output / "training.json").exists():
+        print(
+            f"a new run; {output / 'model'}: {other}; it stays, with its training.json, until this "
+            "run has ended and takes its place"
+        )
+
+
 def check_builds() -> None:
     """Raise InputError for a build that a kill left locked: DeepSpeed would wait for ever."""
     if launch_engine() != "deepspeed":
@@ -266,11 +288,17 @@ def check_builds() -> None:
 
 
 def check_dtype(config: TrainConfig, dtype: torch.dtype) -> None:
-    """Raise InputError where whole weights of 16 bits would be trained without a float32 copy.
+    """Raise InputError where whole weights of 16 bits would be trained without a float32 copy, and
+    where float32 adapters would meet a model of 16 bits that does not compute in them.
 
     A step of 1e-5 on a weight of 0.1 is lost in bfloat16. DeepSpeed keeps a copy, FSDP2 trains in
     float32; `adapters.add_adapters` makes what it adds float32.
     """
+    if config.lora and dtype != torch.float32 and not config.bf16:
+        raise InputError(
+            f"TrainConfig bf16: expected true for adapters on a model in {dtype}; set it, or load "
+            "the model in float32 (dtype: float32 of a parameter set)"
+        )
     if (
         config.lora is None
         and dtype not in (torch.float32, torch.float64)
@@ -316,34 +344,38 @@ def _arguments(config: TrainConfig, checkpoints: Path, *, evaluate: bool) -> Tra
         CHECKPOINTING: config.gradient_checkpointing,
         f"{CHECKPOINTING}_kwargs": {"use_reentrant": False},
     }
-    arguments = TrainingArguments(
-        output_dir=str(checkpoints),
-        seed=config.seed,
-        max_steps=config.max_steps or -1,
-        num_train_epochs=config.epochs or 0,
-        learning_rate=config.learning_rate,
-        per_device_train_batch_size=config.batch_size,
-        per_device_eval_batch_size=config.batch_size,
-        gradient_accumulation_steps=config.accumulation,
-        warmup_steps=config.warmup_ratio,
-        weight_decay=config.weight_decay,
-        lr_scheduler_type=config.lr_scheduler,
-        max_grad_norm=config.max_grad_norm,
-        bf16=config.bf16,
-        **checkpointing,
-        **_device_arguments(),
-        logging_steps=config.logging_steps,
-        logging_nan_inf_filter=False,  # it hides a broken run, and reads the loss at every batch
-        save_strategy="steps" if config.save_steps else "no",
-        save_steps=config.save_steps or 1,
-        save_total_limit=2,  # while the newest is being written, one is whole
-        eval_strategy="steps" if evaluate else "no",
-        eval_steps=config.eval_steps or 10**9,
-        remove_unused_columns=False,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        disable_tqdm=False,
-        report_to="none",
-    )
+    try:
+        arguments = TrainingArguments(
+            output_dir=str(checkpoints),
+            seed=config.seed,
+            max_steps=config.max_steps or -1,
+            num_train_epochs=config.epochs or 0,
+            learning_rate=config.learning_rate,
+            per_device_train_batch_size=config.batch_size,
+            per_device_eval_batch_size=config.batch_size,
+            gradient_accumulation_steps=config.accumulation,
+            warmup_steps=config.warmup_ratio,
+            weight_decay=config.weight_decay,
+            lr_scheduler_type=config.lr_scheduler,
+            max_grad_norm=config.max_grad_norm,
+            bf16=config.bf16,
+            **checkpointing,
+            **_device_arguments(),
+            logging_steps=config.logging_steps,
+            logging_nan_inf_filter=False,  # hides a broken run, and reads the loss at every batch
+            save_strategy="steps" if config.save_steps else "no",
+            save_steps=config.save_steps or 1,
+            save_total_limit=2,  # while the newest is being written, one is whole
+            eval_strategy="steps" if evaluate else "no",
+            eval_steps=config.eval_steps or 10**9,
+            remove_unused_columns=False,
+            dataloader_pin_memory=torch.cuda.is_available(),
+            disable_tqdm=False,
+            report_to="none",
+        )
+    except ValueError as error:
+        said = " ".join(str(error).split())
+        raise InputError(f"TrainConfig: transformers refuses it on this machine: {said}") from None
     # Several GPUs are used by starting several processes (accelerate launch), not by DataParallel.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments

@@ -266,6 +266,29 @@ def test_arguments_that_do_not_fit(tmp_path: Path, arguments: dict[str, Any], sa
     assert said in str(caught.value)
 
 
+def test_of_a_folder_the_split_s_files_and_no_journal(tmp_path: Path) -> None:
+    def asked(split: str = "train") -> list[str]:
+        return [each.instruction for each in read_trajectories(tmp_path, split=split)]
+
+    # What a synthesis leaves: rejected trajectories stand in its journal alone.
+    journal = write_lines(tmp_path / "journal.jsonl", [row(instruction="rejected")])
+    write_lines(tmp_path / "trajectories.jsonl", [row(instruction="kept")])
+    assert asked() == ["kept"]
+    with pytest.raises(InputError, match="holds what was rejected, too; give trajectories.jsonl"):
+        read_trajectories(journal)
+    with pytest.raises(InputError, match="is of the split 'tset': expected a name that begins"):
+        asked("tset")
+    write_lines(tmp_path / "test.jsonl", [row(instruction="test")])
+    assert asked() == ["kept"] and asked("test") == ["test"]
+    write_lines(tmp_path / "train-0.jsonl", [row(instruction="train")])
+    assert asked() == ["train"]
+    write_parquet(tmp_path / "train-1.parquet", [row()])
+    with pytest.raises(
+        InputError, match=r"of one format, there are train-1\.parquet, train-0\.jsonl; name"
+    ):
+        asked()
+
+
 def test_sources_that_hold_nothing_say_so(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no file in this folder ends in .parquet"):

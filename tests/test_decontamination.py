@@ -276,6 +276,9 @@ def test_the_command_line_counts_reports_and_cleans(tmp_path, suffix):
     read = {"csv": pd.read_csv, "parquet": pd.read_parquet}.get(suffix)
     kept = read(clean) if read else pd.read_json(clean, lines=True)
     assert kept.to_dict("records") == table.drop(index=1).to_dict("records")
+    lost = [*command[:-1], str(tmp_path / "absent" / clean.name)]
+    done = subprocess.run(lost, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and "there is no folder" in done.stderr and not done.stdout
     command[2] = f"{training}:prompt"
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1 and "no column 'prompt'" in done.stderr

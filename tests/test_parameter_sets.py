@@ -322,7 +322,7 @@ def test_the_command_line_plans_trains_and_names_what_is_wrong(tmp_path):
         return subprocess.run(
             [sys.executable, "experiments/train.py", *map(str, arguments)],
             cwd=ROOT,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            env=os.environ | {"PYTHONPATH": str(ROOT), "TRITON_INTERPRET": "0"},
             capture_output=True,
             text=True,
         )
@@ -332,8 +332,53 @@ def test_the_command_line_plans_trains_and_names_what_is_wrong(tmp_path):
     assert done.stdout.splitlines()[-1].startswith("3 steps in ")
     wrong = run(file, "--output", tmp_path / "other", "--model", tmp_path / "nowhere")
     assert wrong.returncode == 2 and wrong.stderr.splitlines()[-1].startswith("error: model '")
-    planned = run(ROOT / "experiments/models/llama3-8b.yaml", "--plan", "--gpu-gb", "16")
+    plan = [ROOT / "experiments/models/llama3-8b.yaml", "--plan"]
+    planned = run(*plan, "--gpu-gb", "16")
     assert planned.returncode == 0 and "does not fit" in planned.stdout
+    assert "1000 tokens an example, 52520 examples an epoch" in planned.stdout
+    wrong = run(*plan, "--tflops", "0")
+    assert wrong.returncode == 2 and "--tflops: expected a number above 0" in wrong.stderr
+    wrong = run(*plan, "--gpus", "3")
+    assert wrong.returncode == 2 and "on each of 3 processes, got 32" in wrong.stderr
+    (tmp_path / "taken").write_text("")
+    wrong = run(file, "--output", tmp_path / "taken")
+    assert wrong.returncode == 2 and "output_dir: expected a folder" in wrong.stderr
+    train = {"max_steps": 1, "impl": "triton"}
+    wrong = run(written(tmp_path, train=train), "--output", tmp_path / "triton")
+    assert wrong.returncode == 2 and "Traceback" not in wrong.stderr
+    assert "error: impl='triton': needs an NVIDIA GPU" in wrong.stderr
+
+
+def test_an_interrupt_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(ROOT / "experiments")
+    import train
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "train_parameter_set", interrupted)
+    assert train.main([str(written(tmp_path)), "--output", str(tmp_path / "out")]) == 130
+    said = capsys.readouterr().err
+    assert said.splitlines()[-1].startswith("interrupted; started again, it goes on from its last")
+
+
+def test_a_model_of_another_shape_is_said(tmp_path, monkeypatch, capsys):
+    recorded(monkeypatch)
+    train_parameter_set(read_parameter_set(written(tmp_path)), tmp_path / "out")
+    assert "is not what shape says" not in capsys.readouterr().out
+    shape = {"model_type": "llama", "hidden_size": 4096}
+    train_parameter_set(read_parameter_set(written(tmp_path, shape=shape)), tmp_path / "out")
+    assert "not what shape says (hidden_size: 32, not 4096): plans" in capsys.readouterr().out
+
+
+def test_what_was_left_out_is_said_where_too_little_is_left(tmp_path, capsys):
+    file = written(tmp_path, held_out=9)
+    lines = (tmp_path / "data.jsonl").read_text().replace("[SAFE]", "", 2).splitlines()
+    (tmp_path / "data.jsonl").write_text("\n".join(lines))
+    with pytest.raises(InputError, match="fewer than the 9 examples that are left of .*, got 9"):
+        train_parameter_set(read_parameter_set(file), tmp_path / "out")
+    assert "9 of 10 rows kept" in capsys.readouterr().out
+    assert read_report(tmp_path / "out" / "validation.json").kept == 9
 
 
 @pytest.mark.parametrize(
@@ -371,10 +416,13 @@ def test_no_file_and_no_yaml_are_named(tmp_path):
     with pytest.raises(InputError, match="absent.yaml: cannot be read: No such file"):
         read_parameter_set(tmp_path / "absent.yaml")
     (tmp_path / "broken.yaml").write_text("title: [")
-    with pytest.raises(InputError, match="broken.yaml: not valid YAML at line 1"):
+    with pytest.raises(InputError, match=r"broken.yaml: not valid YAML at line 1 or before \("):
         read_parameter_set(tmp_path / "broken.yaml")
     (tmp_path / "short.yaml").write_text("title: x")
-    with pytest.raises(InputError, match="short.yaml: model: missing"):
+    with pytest.raises(InputError, match="short.yaml: model: missing$"):
+        read_parameter_set(tmp_path / "short.yaml")
+    (tmp_path / "short.yaml").write_text("{title: x, model: y, train: {}}")
+    with pytest.raises(InputError, match="shape: missing; model_type and sizes, as in the model's"):
         read_parameter_set(tmp_path / "short.yaml")
 
 
@@ -469,3 +517,5 @@ def test_the_notebook_plans_and_trains_in_two_processes(tmp_path):
         run(**two, model="/nowhere")
     with pytest.raises(PapermillExecutionError, match="unknown sharing 'zero4', did you mean"):
         run(sharing="zero4")
+    with pytest.raises(PapermillExecutionError, match="'dpp'.* which dpp.yaml is not named after"):
+        run(launch="dpp.yaml", processes=2)

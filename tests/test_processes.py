@@ -1,13 +1,17 @@
-"""The end of a process that trained with others."""
+"""The end of a process that trains with others."""
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 
+import pytest
+from processes import ended, until
 from torch import distributed
 
-from r2d_core.processes import end_processes
+from r2d_core.processes import LAUNCHER, end_processes
 
 # A thread of gloo is kept busy with Python beyond the collective, as the dropping of a tensor may.
 # What is to follow runs in the main thread where the collective has already ended: then again.
@@ -58,3 +62,40 @@ def test_without_the_wait_it_does():
 def test_a_process_that_trains_alone_has_nothing_to_leave():
     assert not distributed.is_initialized()
     end_processes()
+
+
+CHILD = """
+import os, time
+from r2d_core.processes import end_with_launcher
+end_with_launcher()
+print(os.getpid(), flush=True)
+time.sleep(600)
+"""
+PARENT = f"""
+import subprocess, sys, time
+subprocess.Popen([sys.executable, "-c", {CHILD!r}])
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("killed", ["the parent", "who had it started"])
+def test_a_process_ends_with_what_started_it(killed):
+    """By SIGKILL, at which nothing can be done for others any more."""
+    first = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    parent = subprocess.Popen(
+        [sys.executable, "-c", PARENT],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {LAUNCHER: str(first.pid)},
+    )
+    try:
+        child = int(parent.stdout.readline())
+        assert not ended(child)
+        victim = parent if killed == "the parent" else first
+        os.kill(victim.pid, signal.SIGKILL)
+        victim.wait()
+        until(lambda: ended(child))
+    finally:
+        for each in (first, parent):
+            each.kill()
+            each.wait()

@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RUN = [sys.executable, str(ROOT / "experiments" / "run_notebook.py")]
 
 PARAMETERS = "# Parameters of this notebook\nwords: list[str] = []\noutput_dir: str = ''"
+PARAMETERS += "\nmost: int | None = None"
 
 
 def write_notebook(path: Path, *sources: str) -> Path:
@@ -42,11 +43,12 @@ def test_parameters_kernel_and_place_of_a_run(tmp_path):
         tmp_path / "a.ipynb",
         "import os, sys\nprint(words, sys.executable, os.getcwd(), sep='\\n')",
     )
-    (tmp_path / "p.yaml").write_text("words: [from, file]\noutput_dir: there\n")
+    (tmp_path / "p.yaml").write_text("words: [from, file]\noutput_dir: there\nmost: 3\n")
     done = run(
         notebook, "out/b.ipynb", "-f", "p.yaml", "-y", "words: ['007', null-ish]", cwd=tmp_path
     )
     assert done.returncode == 0, done.stderr
+    assert "unknown parameter" not in done.stderr
     executed = nbformat.read(tmp_path / "out" / "b.ipynb", as_version=4)
     assert executed.cells[-1].outputs[0].text.splitlines() == [
         "['007', 'null-ish']",
@@ -56,6 +58,7 @@ def test_parameters_kernel_and_place_of_a_run(tmp_path):
     assert executed.metadata.papermill.parameters == {
         "words": ["007", "null-ish"],
         "output_dir": "there",
+        "most": 3,
     }
     assert not executed.metadata.papermill.exception
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["b.ipynb"]

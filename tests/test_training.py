@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from r2d_core import trainer, training
 from r2d_core.batching import PackingCollator, TargetsCollator, WindowSampler
-from r2d_core.checkpoints import WHOLE
+from r2d_core.checkpoints import LOCK, WHOLE, only_run_in
 from r2d_core.errors import InputError
 from r2d_core.pivots import expand_vocabulary
 from r2d_core.provenance import source_sha256
@@ -293,7 +293,8 @@ def test_killed_run_ends_like_an_unbroken_one(tmp_path):
     assert resumed.sources == [source_sha256(), "an edit later"]  # both have trained it
     again, tokenizer, _, rows = setup()
     assert train(interrupted(broken), again, tokenizer, rows, rows[:5]) == resumed
-    assert {path.name for path in broken.iterdir()} == {"model", "log.jsonl", "training.json"}
+    left = {path.name for path in broken.iterdir()} - {LOCK}
+    assert left == {"model", "log.jsonl", "training.json"}
 
 
 def without_time(log):
@@ -389,10 +390,20 @@ def test_what_only_says_how_often_to_save_and_report_goes_on_with_the_run(
     with pytest.raises(KeyboardInterrupt):
         run(learning_rate=2e-3)  # another run, which says what it does not go on with
     assert Interrupted.steps == [0, 1, 2]
-    assert f"a new run; {checkpoints}: of another one" in capsys.readouterr().out
+    assert f"a new run; {checkpoints}: of another run" in capsys.readouterr().out
     Interrupted.end = None
     run(save_steps=1)
     assert Interrupted.steps == [2, 3]
+    assert f"goes on from {checkpoints / 'checkpoint-2'}" in capsys.readouterr().out
+    run(learning_rate=3e-3)
+    assert f"a new run; {tmp_path / 'model'}: of another run" in capsys.readouterr().out
+
+
+def test_two_do_not_train_into_one_folder(tmp_path):
+    model, tokenizer, _, rows = setup(n=4)
+    with only_run_in(tmp_path), pytest.raises(InputError, match="another process is training"):
+        train(config(tmp_path, max_steps=1), model, tokenizer, rows)
+    assert train(config(tmp_path, max_steps=1), model, tokenizer, rows).steps == 1
 
 
 def test_tensorboard_shows_what_the_log_holds(tmp_path):

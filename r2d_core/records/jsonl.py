@@ -142,8 +142,8 @@ def read_jsonl(path: str | os.PathLike[str], cls: type[Record]) -> list[Record]:
             ]
     except FileNotFoundError:
         raise InputError(
-            f"{path}: no such file, expected {cls.__name__} records as JSON lines; "
-            "run the stage that writes it or correct the path"
+            f"{path}: no such file, expected {cls.__name__} records; correct the path, or run the "
+            "stage that writes it"
         ) from None
     except IsADirectoryError:
         raise InputError(f"{path}: is a directory, expected a file of JSON lines") from None

@@ -37,7 +37,8 @@ def attacker_of(target: Target, attack: str) -> Generator:
     """The attacker model; InputError without one."""
     if target.attacker is None:
         raise InputError(
-            f"attack {attack!r} has a model write prompts: give Target an attacker (a Generator)"
+            f"attack {attack!r} has a model write prompts: give Target an attacker (a Generator; "
+            "in a notebook, the parameter attacker)"
         )
     return target.attacker
 
