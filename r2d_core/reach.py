@@ -99,16 +99,22 @@ def _reach(model: str, generator: str, judge: str, settings: Mapping[str, Any]) 
     named = _local_name(model) + _settings_name(settings)
     try:
         if generator == "openai_server":
-            if trained:
-                if settings.get("dialect") != "vllm":
-                    raise InputError(
-                        f"judge {judge!r}: a server would wrap its published prompt once more; "
-                        "give dialect 'vllm', which takes it as it is"
-                    )
-                settings.setdefault("tokenizer", model)
+            if trained and settings.get("dialect") != "vllm":
+                raise InputError(
+                    f"judge {judge!r}: a server would wrap its published prompt once more; "
+                    "give dialect 'vllm', which takes it as it is"
+                )
             tokenizer = settings.pop("tokenizer", None)
             if tokenizer is not None:
                 tokenizer = settings["tokenizer"] = load_tokenizer(tokenizer, judge)
+            elif trained:
+                try:
+                    tokenizer = settings["tokenizer"] = load_tokenizer(model, judge)
+                except InputError as error:
+                    raise InputError(
+                        f"judge {judge!r}: give tokenizer, a folder or name on the hub, where the "
+                        f"server's name of the model is none: {error}"
+                    ) from None
             if settings.get("cache") is not None:
                 settings["cache"] = Path(settings["cache"])
             server = OpenAIServerGenerator(model, **settings)

@@ -611,6 +611,10 @@ def test_judges_and_their_models(checkpoint: Path, tmp_path: Path) -> None:
         ({"xstest": {}}, "judge 'xstest' asks a model: give model"),
         ({"xstest": {"model": str(tmp_path / "none")}}, "cannot be loaded"),
         ({"llama_guard_3": {"model": "m", **server}}, "would wrap its published prompt once more"),
+        (
+            {"llama_guard_3": {"model": "served as", **server, "dialect": "vllm"}},
+            "judge 'llama_guard_3': give tokenizer, .* server's name of the model is none: model ",
+        ),
     ]
     for given, says in wrong:
         with pytest.raises(InputError, match=says):

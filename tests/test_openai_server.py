@@ -364,6 +364,14 @@ def test_prefill_is_continued_where_the_server_can_and_refused_where_not(
     # The server echoes the ids, and <|im_end|> stands behind the user's message.
     assert made.finish == "stop" and made.response_tokens == ids.index(generator.stop_ids[0]) + 1
     assert made.text == tokenizer.decode(ids[: made.response_tokens - 1])
+    choice = {"index": 0, "finish_reason": "stop", "text": "as other servers answer"}
+    scripted.script = lambda nth, body: JSONResponse(
+        {**completion(""), "object": "text_completion", "choices": [choice]}
+    )
+    with pytest.raises(
+        InputError, match="dialect 'vllm': .* answers completions without token_ids"
+    ):
+        generator.generate([asked], 4)
 
 
 @pytest.mark.parametrize("name", ["reasoning", "reasoning_content"])

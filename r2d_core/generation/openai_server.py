@@ -305,6 +305,11 @@ class OpenAIServerGenerator:
         elif isinstance(answer, Completion) and choice is not None and hasattr(choice, "token_ids"):
             prompt_tokens = 0 if answer.usage is None else answer.usage.prompt_tokens
             return decode_answer(self.tokenizer, self.stop_ids, prompt_tokens, choice.token_ids)
+        elif isinstance(answer, Completion) and choice is not None:
+            raise InputError(
+                f"dialect 'vllm': {self.base_url} answers completions without token_ids, which "
+                "vLLM gives; take another dialect"
+            )
         elif choices == []:
             raise ServerError(f"{self.base_url} answers with no choices")
         else:
