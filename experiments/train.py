@@ -17,7 +17,7 @@ import dataclasses
 import os
 import sys
 from collections.abc import Sequence
-from typing import get_args
+from typing import Any, get_args
 
 from r2d_core.errors import InputError
 from r2d_core.parameter_sets import R2D_R1_ROWS, read_parameter_set, train_parameter_set
@@ -60,19 +60,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         others = {name: value for name, value in said.items() if value}
         parameters = dataclasses.replace(parameters, **others)
         if given.plan:
-            plan = parameters.plan(
-                gpus=given.gpus,
-                sharing=given.sharing,
-                examples=given.examples,
-                mean_tokens=given.mean_tokens,
-                gpu_bytes=int(given.gpu_gb * 10**9),
-                peak_flops=given.tflops * 1e12,
-            )
+            machine: dict[str, Any] = {
+                "gpus": given.gpus,
+                "examples": given.examples,
+                "mean_tokens": given.mean_tokens,
+                "gpu_bytes": int(given.gpu_gb * 10**9),
+                "peak_flops": given.tflops * 1e12,
+            }
+            plan = parameters.plan(sharing=given.sharing, **machine)
             print(plan)
             print(
                 f"  (at {given.tflops:g} Tflop/s on each GPU; "
                 f"{given.mean_tokens} tokens an example, {given.examples} examples an epoch)"
             )
+            if not plan.fits:
+                ways: tuple[Sharing, ...] = get_args(Sharing)
+                fit = [way for way in ways if parameters.plan(sharing=way, **machine).fits]
+                mend = "more GPUs, gradient_checkpointing: true or a shorter max_length"
+                print(f"  it fits with --sharing {' or '.join(fit)}" if fit else f"  try {mend}")
             return 0
         result = train_parameter_set(parameters, given.output)
     # NotImplementedError: what `impl` of the parameters names cannot run here.

@@ -133,6 +133,9 @@ class R2DTrainer(Trainer):
         if not self.loss_is_last:
             head.require_last(made[0], total.detach())
             self.loss_is_last = bool(made[0])  # nought is nought whatever is done to it
+        if self.is_fsdp_enabled:
+            # FSDP2 rounds what a model returns to the dtype that it computes in; its gradient is 1.
+            total = total + (made[0] - total.detach())
         self.tally += _tally(losses[0], counts)
         # Data-parallel training averages gradients over processes; ours are shares of one sum.
         if not per_batch:

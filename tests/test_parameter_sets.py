@@ -335,6 +335,12 @@ def test_the_command_line_plans_trains_and_names_what_is_wrong(tmp_path):
     plan = [ROOT / "experiments/models/llama3-8b.yaml", "--plan"]
     planned = run(*plan, "--gpu-gb", "16")
     assert planned.returncode == 0 and "does not fit" in planned.stdout
+    assert planned.stdout.splitlines()[-1].startswith("  try more GPUs")
+    planned = run(*plan, "--gpus", "2", "--gpu-gb", "24")
+    assert (
+        planned.stdout.splitlines()[-1]
+        == "  it fits with --sharing zero3 or zero3_offload or fsdp2"
+    )
     assert "1000 tokens an example, 52520 examples an epoch" in planned.stdout
     wrong = run(*plan, "--tflops", "0")
     assert wrong.returncode == 2 and "--tflops: expected a number above 0" in wrong.stderr
@@ -515,6 +521,10 @@ def test_the_notebook_plans_and_trains_in_two_processes(tmp_path):
     assert record["metrics"]["eval_loss"] == pytest.approx(one.metrics["eval_loss"], rel=2e-5)
     with pytest.raises(PapermillExecutionError, match="in 2 processes failed: error: model '/no"):
         run(**two, model="/nowhere")
+    # FSDP2 wants a GPU: accelerate would quietly take DDP.
+    fsdp2 = str(ROOT / "experiments/launch/fsdp2.yaml")
+    with pytest.raises(PapermillExecutionError, match="not use: FSDP2 needs GPUs; launch with"):
+        run(launch=fsdp2, processes=2, output_dir=str(tmp_path / "sharded"))
     with pytest.raises(PapermillExecutionError, match="unknown sharing 'zero4', did you mean"):
         run(sharing="zero4")
     with pytest.raises(PapermillExecutionError, match="'dpp'.* which dpp.yaml is not named after"):

@@ -188,10 +188,10 @@ def fused_loss(
         rows=rows,
         chunk_bytes=chunk_bytes,
     )
-    # What has no gradient is no input of the graph: without any, there is none to go back through.
+    # What gets no gradient is no input of the graph: without any, there is none to go back through.
     if call.weight_grad == "none":
-        row_values = None if row_values is None else row_values.detach()
-        weight = weight.detach()
+        weight = weight.detach() if weight.requires_grad else weight
+        row_values = row_values if row_values is None else row_values.detach()
     return KernelResult(*_apply(hidden, weight, row_values, call))
 
 
