@@ -80,8 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"  it fits with --sharing {' or '.join(fit)}" if fit else f"  try {mend}")
             return 0
         result = train_parameter_set(parameters, given.output)
-    # NotImplementedError: what `impl` of the parameters names cannot run here.
-    except (InputError, NotImplementedError) as error:
+    except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         end_processes()
         return 2

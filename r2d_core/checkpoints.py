@@ -6,6 +6,7 @@ folder of that name, so a changed parameter never goes on from another run's.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
 import json
@@ -25,6 +26,8 @@ from r2d_core.provenance import source_sha256
 from r2d_core.records import read_json, write_json_atomic
 
 LOCK = ".training.lock"
+WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
+"""Errors of a file system that has none: there nobody is kept out."""
 WHOLE = "whole"
 """The file written last into a checkpoint: one without it was cut off."""
 
@@ -45,8 +48,9 @@ def only_run_in(output: Path) -> Iterator[None]:
                 f"{output}: another process is training into this folder; wait for it, end it, or "
                 "give another output_dir"
             ) from None
-        except OSError:  # a file system without locks
-            pass
+        except OSError as error:
+            if error.errno not in WITHOUT_LOCKS:
+                raise
         yield
 
 

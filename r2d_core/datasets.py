@@ -243,7 +243,7 @@ class Trajectories:
             "missing_column": "; name the columns with columns={'instruction': …, 'output': …} "
             "(columns of a parameter set)",
             "too_long": "; raise max_length",
-        }.get(kind, "; correct the data")
+        }.get(kind, "; correct the data, or let read_trajectories take it as tolerated")
         return (
             f"{self._source}: none of its {self.report.rows} rows can be learnt from. The most "
             f"frequent defect is {kind} ({count} rows), for example {example.place}: "

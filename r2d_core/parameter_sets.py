@@ -47,7 +47,7 @@ from r2d_core.planning import Plan, Sharing, plan_training
 from r2d_core.processes import LAUNCHER
 from r2d_core.records import read_behaviors
 from r2d_core.tokenization import CHAT_TEMPLATES, install_chat_template
-from r2d_core.training import TrainConfig, TrainResult, check_builds, check_dtype, train
+from r2d_core.training import TrainConfig, TrainResult, check_dtype, check_machine, train
 from r2d_core.trajectories import Trajectory
 
 Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
@@ -253,7 +253,7 @@ def train_parameter_set(parameters: ParameterSet, output: str | os.PathLike[str]
     """
     config = parameters.train_config(output, int(os.environ.get("WORLD_SIZE", 1)))
     check_dtype(config, getattr(torch, parameters.dtype))  # before gigabytes are loaded
-    check_builds()
+    check_machine(config)
     try:
         tokenizer = AutoTokenizer.from_pretrained(parameters.model, revision=parameters.revision)
         configuration = AutoConfig.from_pretrained(parameters.model, revision=parameters.revision)

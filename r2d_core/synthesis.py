@@ -45,6 +45,7 @@ from typing import Any, Literal, get_type_hints
 from tqdm.auto import tqdm
 
 from r2d_core.checking import mismatch
+from r2d_core.dataset_rows import JOURNAL
 from r2d_core.decontamination import SimilarTexts, Thresholds, words
 from r2d_core.errors import InputError
 from r2d_core.generation import Generation, Generator, Request
@@ -175,7 +176,7 @@ def synthesize(
         "filtered": keep is not None,
         "filter_sha256": getattr(keep, "fingerprint", ""),
     }
-    journal = Journal(Path(config.output_dir) / "journal.jsonl", settings)
+    journal = Journal(Path(config.output_dir) / JOURNAL, settings)
     done = journal.resume(behaviors)
     twins = find_duplicates([b.prompt for b in behaviors], config.similarity)
     waiting: list[dict[str, Any]] = []  # raised, and nothing has worked since

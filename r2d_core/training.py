@@ -63,6 +63,7 @@ from r2d_core.checkpoints import (
     sources_of,
 )
 from r2d_core.errors import InputError
+from r2d_core.kernels.triton import require_triton
 from r2d_core.output_layer import OutputLayer
 from r2d_core.packed_attention import attention_by_example
 from r2d_core.pivots import PivotIds
@@ -131,7 +132,7 @@ def train(
     if eval_rows is not None:
         _check_rows("eval_rows", held_out, vocabulary)
     check_dtype(config, model.dtype)
-    check_builds()
+    check_machine(config)
     if config.kl_weight and launch_engine() != "none":
         raise InputError(
             "TrainConfig kl_weight: expected 0 with DeepSpeed and FSDP, got "
@@ -270,8 +271,15 @@ def _say_what_is_there(output: Path, checkpoints: Path, last: str | None) -> Non
         )
 
 
-def check_builds() -> None:
-    """Raise InputError for a build that a kill left locked: DeepSpeed would wait for ever."""
+def check_machine(config: TrainConfig) -> None:
+    """Raise InputError for an ``impl`` that cannot run here, and for a build that a kill left
+    locked: DeepSpeed would wait for ever.
+    """
+    if config.impl == "triton":
+        try:
+            require_triton(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        except NotImplementedError as error:
+            raise InputError(f"TrainConfig {error}") from None
     if launch_engine() != "deepspeed":
         return
     from torch.utils.cpp_extension import get_default_build_root  # slow to import

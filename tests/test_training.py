@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -406,6 +407,26 @@ def test_two_do_not_train_into_one_folder(tmp_path):
     assert train(config(tmp_path, max_steps=1), model, tokenizer, rows).steps == 1
 
 
+def test_a_file_system_without_locks_keeps_nobody_out(tmp_path, monkeypatch):
+    def refused(number):
+        raise OSError(number, "no lock")
+
+    monkeypatch.setattr("fcntl.flock", lambda *_: refused(errno.ENOLCK))
+    with only_run_in(tmp_path):
+        pass
+    monkeypatch.setattr("fcntl.flock", lambda *_: refused(errno.EIO))
+    with pytest.raises(OSError, match="no lock"), only_run_in(tmp_path):
+        pass
+
+
+def test_what_transformers_refuses_is_one_line(tmp_path, monkeypatch):
+    """bfloat16 on a CPU where an engine is to choose the device."""
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match=r"^TrainConfig: transformers refuses it .*bf16"):
+        training._arguments(config(tmp_path, bf16=True), tmp_path, evaluate=False)
+
+
 def test_tensorboard_shows_what_the_log_holds(tmp_path):
     reader = pytest.importorskip(
         "tensorboard.backend.event_processing.event_accumulator",
@@ -463,13 +484,13 @@ def test_a_build_that_a_kill_left_locked_is_named(tmp_path, monkeypatch):
     lock.touch()
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
-    training.check_builds()  # one that goes on
+    training.check_machine(config(tmp_path))  # one that goes on
     os.utime(lock, (0, time.time() - 3600))
     model, tokenizer, _, rows = setup(n=4)
     with pytest.raises(InputError, match=f"{lock}: a build that began 60 minutes ago has not"):
         train(config(tmp_path), model, tokenizer, rows)
     monkeypatch.delenv("ACCELERATE_USE_DEEPSPEED")
-    training.check_builds()  # nothing waits for it
+    training.check_machine(config(tmp_path))  # nothing waits for it
 
 
 @given(
