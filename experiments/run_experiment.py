@@ -36,7 +36,11 @@ ROOT = Path(__file__).resolve().parents[1]
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="run_experiment.py", description="Run an experiment's grid.", allow_abbrev=False
+        prog="run_experiment.py",
+        description="Run an experiment's grid, or what is left of it.",
+        epilog="Further arguments go to Snakemake: --dry-run says what would run and why, --cores N "
+        "how many jobs at a time, --workflow-profile experiments/slurm sends them to a cluster.",
+        allow_abbrev=False,
     )
     parser.add_argument("experiment", type=Path, help="the YAML file, experiments/NAME.yaml")
     options, for_snakemake = parser.parse_known_args(arguments)
