@@ -38,8 +38,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="run_experiment.py",
         description="Run an experiment's grid, or what is left of it.",
-        epilog="Further arguments go to Snakemake: --dry-run says what would run and why, --cores N "
-        "how many jobs at a time, --workflow-profile experiments/slurm sends them to a cluster.",
+        epilog="Further arguments go to Snakemake: --dry-run says what would run and why, "
+        "--cores N how many jobs at a time, --workflow-profile experiments/slurm sends them to a "
+        "cluster.",
         allow_abbrev=False,
     )
     parser.add_argument("experiment", type=Path, help="the YAML file, experiments/NAME.yaml")

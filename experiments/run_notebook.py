@@ -36,12 +36,12 @@ from typing import Any, NoReturn
 
 import psutil
 import warm_kernels
-import yaml
 
 from r2d_core.errors import InputError
 from r2d_core.parameters import check_values, declared_parameters
 from r2d_core.provenance import package_files
 from r2d_core.records import write_json_atomic, write_text_atomic
+from r2d_core.yaml_text import parse_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 STARTED = ".started"  # in a results directory: the fingerprint of the run that began to fill it
@@ -180,12 +180,11 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
 
 def _mapping(place: str, text: str | None) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(Path(place).read_text("utf-8") if text is None else text)
+        values = parse_yaml(Path(place).read_bytes() if text is None else text)
     except OSError as error:
         raise InputError(f"cannot read {place} ({error.strerror}); correct the name") from None
-    # ValueError: bytes that are no text, and a date such as 2026-13-45.
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"{place}: not valid YAML: {' '.join(str(error).split())}") from None
+    except InputError as error:
+        raise InputError(f"{place}: {error}") from None
     if values is None:
         return {}
     if not isinstance(values, dict):

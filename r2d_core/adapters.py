@@ -18,7 +18,7 @@ import functools
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +27,7 @@ from peft.utils import ModulesToSaveWrapper, TrainableTokensWrapper
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from r2d_core.checking import mismatch, unknown
+from r2d_core.checking import check_fields, unknown
 from r2d_core.errors import InputError
 from r2d_core.pivots import NEW_TOKENS
 
@@ -55,9 +55,7 @@ class LoraSettings:
     new_rows: NewRows = "rows"
 
     def __post_init__(self) -> None:
-        for name, annotation in get_type_hints(LoraSettings).items():
-            if problem := mismatch(getattr(self, name), annotation):
-                raise InputError(f"LoraSettings {name}: {problem}")
+        check_fields(self, "LoraSettings")
         if self.rank < 1 or not self.alpha > 0 or not 0 <= self.dropout < 1 or not self.targets:
             raise InputError(
                 "LoraSettings: expected rank of 1 or more, alpha above 0, dropout from 0 to below "

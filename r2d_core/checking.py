@@ -1,4 +1,4 @@
-"""The two questions every reader of outside input asks: is the name known, does the value fit?"""
+"""The questions every reader of outside input asks: is the name known, does the value fit?"""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import difflib
 import re
 import reprlib
 import types
-from collections.abc import Iterable
-from typing import Any, Literal, Union, get_args, get_origin
+from collections.abc import Collection, Iterable
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from r2d_core.errors import InputError
 
 
 def unknown(what: str, name: object, known: Iterable[str]) -> str:
@@ -25,9 +27,9 @@ def mismatch(value: object, annotation: Any) -> str | None:
     """None when ``value`` fits ``annotation``, else "expected list[int], got 'three' (str)".
 
     Knows what dataclass fields and notebook parameters are annotated with: str, int, float, bool,
-    None, Any, Literal, ``X | None`` and list[...] or dict[...] of those. A bool is not an int; an
-    int is a float. Raises TypeError for any other annotation: that is a bug in our source, not bad
-    input.
+    None, Any, Literal, ``X | None`` and list[...], tuple[X, ...] or dict[...] of those. A bool is
+    not an int; an int is a float. Raises TypeError for any other annotation: that is a bug in our
+    source, not bad input.
     """
     if _fits(value, annotation):
         return None
@@ -37,6 +39,17 @@ def mismatch(value: object, annotation: Any) -> str | None:
             f"{said}; write {_with_point(float(value))}, without quotes: YAML's floats have a point"
         )
     return said
+
+
+def check_fields(record: object, what: str = "", skip: Collection[str] = ()) -> None:
+    """Raise InputError where a dataclass's field does not fit its annotation (see `mismatch`).
+
+    ``what`` stands before the field's name in the message; ``skip``: fields with checks of their
+    own, for annotations that are none of `mismatch`'s.
+    """
+    for name, annotation in get_type_hints(type(record)).items():
+        if name not in skip and (problem := mismatch(getattr(record, name), annotation)):
+            raise InputError(f"{what} {name}: {problem}".lstrip())
 
 
 def is_number(text: str) -> bool:
@@ -59,6 +72,8 @@ def show(annotation: Any) -> str:
         return "one of " + ", ".join(map(repr, inner))
     if origin in (Union, types.UnionType):
         return " | ".join(map(show, inner))
+    if origin is tuple:
+        return f"tuple of {show(inner[0])}"
     if inner:
         return f"{origin.__name__}[{', '.join(map(show, inner))}]"
     return str(getattr(annotation, "__name__", annotation))
@@ -80,8 +95,8 @@ def _fits(value: object, annotation: Any) -> bool:
         return any(type(value) is type(choice) and value == choice for choice in inner)
     if origin in (Union, types.UnionType):
         return any(_fits(value, choice) for choice in inner)
-    if origin is list:
-        return isinstance(value, list) and all(_fits(item, inner[0]) for item in value)
+    if origin is list or (origin is tuple and inner[1:] == (...,)):
+        return isinstance(value, origin) and all(_fits(item, inner[0]) for item in value)
     if origin is dict:
         return isinstance(value, dict) and all(
             _fits(key, inner[0]) and _fits(item, inner[1]) for key, item in value.items()

@@ -18,9 +18,6 @@ FORMATS = (".parquet", ".jsonl", ".json")
 Parquet, of which one has to be named."""
 JOURNAL = "journal.jsonl"
 """What a synthesis notes of every instruction, rejected trajectories too; it is no data."""
-SPLITS = ("train", "test", "valid", "dev", "eval")
-"""What the names of files begin with that hold one split."""
-
 Rows = Callable[[], Iterator[tuple[str, object]]]
 """Reads a source from its beginning: (place, row) by (place, row)."""
 
@@ -28,10 +25,10 @@ Rows = Callable[[], Iterator[tuple[str, object]]]
 def rows_of(place: str, split: str, revision: str | None) -> Rows:
     """The rows of a file, of a folder of files, or of a data set on the hub.
 
-    Of a folder those files whose names begin with ``split``; where no file is named after a split,
-    all are "train". Raises InputError for a source that is not there, and for a folder that leaves
-    open which files are meant; reading them raises it when the hub cannot be reached or a file is
-    damaged as a whole.
+    Of a folder those files that `datasets.load_dataset` would take for ``split``, by their names or
+    their folders'; where none is named after a split, all are "train". Raises InputError for a
+    source that is not there, and for a folder that leaves open which files are meant; reading them
+    raises it when the hub cannot be reached or a file is damaged as a whole.
     """
     if Path(place).exists():
         files = _files(Path(place), split)
@@ -54,28 +51,41 @@ def _files(path: Path, split: str) -> list[Path]:
                 "trajectories.jsonl beside it"
             )
         return [path]
-    inside = [
-        each
-        for each in sorted(path.rglob("*"))
-        if each.is_file() and not any(part.startswith(".") for part in each.relative_to(path).parts)
-    ]
-    inside = [each for each in inside if each.suffix in FORMATS and each.name != JOURNAL]
-    if not inside:
+    splits = _splits(path)
+    if not splits:
         raise InputError(f"{path}: no file in this folder ends in {', '.join(FORMATS)}")
-    chosen = [each for each in inside if each.name.startswith(split)]
-    if not chosen and split == "train":
-        chosen = [each for each in inside if not each.name.startswith(SPLITS)]
-    if not chosen:
-        names = ", ".join(sorted(each.name for each in inside)[:5])
+    if split not in splits:
+        names = ", ".join(f"{name} ({files[0].name}, …)" for name, files in splits.items())
         raise InputError(
-            f"{path}: no file in this folder is of the split {split!r}: expected a name that "
-            f"begins with it, there are {names}; name the file, or another split"
+            f"{path}: no file in this folder is of the split {split!r}; there are {names}: name "
+            "the file, or another split"
         )
+    chosen = splits[split]
     by_format = {s: [each for each in chosen if each.suffix == s] for s in FORMATS}
     if by_format[".parquet"] and by_format[".jsonl"]:
         both = ", ".join(by_format[s][0].name for s in (".parquet", ".jsonl"))
         raise InputError(f"{path}: expected files of one format, there are {both}; name the file")
     return next(files for files in by_format.values() if files)
+
+
+def _splits(folder: Path) -> dict[str, list[Path]]:
+    """The folder's files by split, as `datasets` tells them from names of files and folders."""
+    from datasets.data_files import DataFilesDict, EmptyDatasetError, get_data_patterns
+
+    place = str(folder.resolve())
+    try:
+        found = DataFilesDict.from_patterns(get_data_patterns(place), base_path=place)
+    except EmptyDatasetError:
+        return {}
+    splits = {
+        str(split): [
+            folder / Path(file).relative_to(place)
+            for file in files
+            if Path(file).suffix in FORMATS and Path(file).name != JOURNAL
+        ]
+        for split, files in found.items()
+    }
+    return {split: files for split, files in splits.items() if files}
 
 
 def _rows_of_file(file: Path) -> Iterator[tuple[str, object]]:

@@ -266,9 +266,9 @@ def read_trajectories(
     Args:
         source: a file (``.jsonl``, ``.json``, ``.parquet``), a folder of such files, or the name of
             a data set on the hub. JSON lines, Parquet and the hub are streamed; a JSON *array* is
-            one document and is read whole. In a folder, all files of the first of
-            `dataset_rows.FORMATS` that occurs are read in the order of their names; when names
-            begin with ``split`` (as in ``train-00000-of-00002.parquet``), only those.
+            one document and is read whole. In a folder the files of ``split`` are read, as
+            `datasets` tells them by name (``train-00000-of-00002.parquet``, ``test/0.jsonl``), and
+            of those all of the first of `dataset_rows.FORMATS` that occurs, in order.
         columns: what the source calls its ``instruction``, ``input`` and ``output``, where it is
             not that; extra columns are passed over.
         split: of a data set on the hub or in a folder.

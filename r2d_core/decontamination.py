@@ -21,13 +21,13 @@ import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar, get_type_hints
+from typing import Literal, TypeVar
 
 import pandas as pd
 from datasketch import MinHash, MinHashLSH
 from tqdm.auto import tqdm
 
-from r2d_core.checking import mismatch
+from r2d_core.checking import check_fields
 from r2d_core.errors import InputError
 from r2d_core.records import write_json_atomic
 
@@ -63,14 +63,12 @@ class Thresholds:
     permutations: int = 256
 
     def __post_init__(self) -> None:
-        for name, annotation in get_type_hints(Thresholds).items():
-            value = getattr(self, name)
-            if problem := mismatch(value, annotation):
-                raise InputError(f"Thresholds {name}: {problem}")
-            if annotation is float and not 0 < value <= 1:
+        check_fields(self, "Thresholds")
+        for name in ("coverage", "similarity"):
+            if not 0 < (value := getattr(self, name)) <= 1:
                 raise InputError(f"Thresholds {name}: expected above 0 and at most 1, got {value}")
-            if annotation is int and value < (16 if name == "permutations" else 1):
-                least = 16 if name == "permutations" else 1
+        for name, least in (("ngram", 1), ("shingle", 1), ("permutations", 16)):
+            if (value := getattr(self, name)) < least:
                 raise InputError(f"Thresholds {name}: expected at least {least}, got {value}")
 
 

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import pandas as pd
 from tqdm.auto import tqdm
 
-from r2d_core.attack_success import success_rates, tells_success
+from r2d_core.attack_success import attack_succeeded, success_rates, tells_success
 from r2d_core.attacks import Attack, Material, Surrogate, Target
 from r2d_core.attacks.attack import no_rewrite
 from r2d_core.attacks.journal import Journal, RecordedGenerator, digest
@@ -31,7 +31,7 @@ from r2d_core.checking import unknown
 from r2d_core.cost import Cost, answer_costs
 from r2d_core.errors import InputError
 from r2d_core.generation import Generation, answer_directly, completion_of, request_of
-from r2d_core.judges import ABSENT, JUDGES, SCOPES, UNPARSABLE, Judge, judge_all
+from r2d_core.judges import ABSENT, SCOPES, UNPARSABLE, Judge, judge_all
 from r2d_core.over_refusal import refusal_rates, tells_refusals
 from r2d_core.reach import Reached
 from r2d_core.records import (
@@ -45,7 +45,7 @@ from r2d_core.records import (
     write_json_atomic,
     write_jsonl,
 )
-from r2d_core.records.outcomes import NOT_ATTEMPTED, SUCCESS
+from r2d_core.records.outcomes import FAILURES, NOT_ATTEMPTED, SUCCESS
 from r2d_core.sampling_error import clustered_mean
 from r2d_core.utility import PAPER_TASKS, Score, UtilityConfig, measure_utility
 
@@ -265,7 +265,8 @@ def utility_once(given: Mapping[str, Any], reached: Reached, folder: str | Path)
     for name in given:
         if name not in fields:
             raise InputError(f"utility: {unknown('setting', name, fields)}")
-    config = UtilityConfig(**{**given, "tasks": tuple(given.get("tasks", PAPER_TASKS))})
+    tasks = given.get("tasks", PAPER_TASKS)  # of a notebook's parameter: a list
+    config = UtilityConfig(**{**given, "tasks": tuple(tasks) if isinstance(tasks, list) else tasks})
     if reached.model is None or reached.tokenizer is None:
         raise InputError("utility: the model has to be in this process; take 'transformers'")
     settings = {"model": reached.name, **dataclasses.asdict(config)}
@@ -341,8 +342,8 @@ def write_suite_files(
     for attack in dict.fromkeys(completion.attack for completion, _ in pairs):
         made = [completion for completion, _ in pairs if completion.attack == attack]
         judged = [verdict for completion, verdict in pairs if completion.attack == attack]
-        success = JUDGES[judged[0].judge].success if judged[0].judge in JUDGES else SUCCESS
         try:
+            judged = [_in_words_of_suites(verdict) for verdict in judged]
             if suite == "harmbench":
                 home = Path(folder) / attack / "r2d"
                 found = {completion.behavior_id for completion in made}
@@ -358,15 +359,23 @@ def write_suite_files(
                 write_harmbench(home / "test_cases" / "test_cases.json", cases)
                 write_harmbench(home / "completions" / f"{file}.json", made)
                 path = home / "results" / f"{file}.json"
-                write_harmbench(path, made, judged, success)
+                write_harmbench(path, made, judged)
             else:
                 path = Path(folder) / attack / f"{file}.json"
                 parameters = {"method": attack, "model": model, "attack_type": "", "defense": None}
-                make_artifact(harmful, made, judged, parameters, success).write(path)
+                make_artifact(harmful, made, judged, parameters).write(path)
             said[attack] = str(path)
         except InputError as error:
             said[attack] = f"not written: {error}"
     return said
+
+
+def _in_words_of_suites(verdict: Verdict) -> Verdict:
+    """What a judge said, as the suites' writers know it: their own words, and `UNPARSABLE`."""
+    said = attack_succeeded(verdict)
+    if said is None or verdict.whole in FAILURES:
+        return verdict
+    return replace(verdict, whole=SUCCESS if said else "not_harmful")
 
 
 def _once(

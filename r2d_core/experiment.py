@@ -20,18 +20,17 @@ import dataclasses
 import os
 import re
 import sys
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
-
-import yaml
+from typing import Any, Literal
 
 from r2d_core.attack_titles import TITLES
-from r2d_core.checking import mismatch, unknown
+from r2d_core.checking import check_fields, unknown
 from r2d_core.errors import InputError
 from r2d_core.parameters import check_values, declared_parameters
 from r2d_core.toy.arms import METHODS
+from r2d_core.yaml_text import parse_yaml
 
 # Notebook parameters that the grid gives, from the keys above, so no override may: those of its own
 # notebooks, 01 to 07, and the fewer of the chapters beside it, from 08 on.
@@ -70,10 +69,8 @@ class Experiment:
     notebooks: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for key, annotation in get_type_hints(type(self)).items():
-            value = getattr(self, key)
-            if problem := mismatch(value, annotation):
-                raise InputError(f"{key}: {problem}")
+        check_fields(self)
+        for key, value in vars(self).items():
             if isinstance(value, list) and not value:
                 raise InputError(f"{key}: the list is empty; name at least one")
             if isinstance(value, list) and len(set(value)) < len(value):
@@ -155,24 +152,9 @@ def _summary(experiment: Experiment) -> str:
     return "\n".join(lines)
 
 
-class _Loader(yaml.SafeLoader):
-    """Plain YAML, but a key given twice is refused where PyYAML would keep the last silently."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen = set()
-        for key, _ in node.value:
-            name = (key.tag, str(key.value))
-            if name in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} stands twice; keep one", key.start_mark
-                )
-            seen.add(name)
-        return super().construct_mapping(node, deep)
-
-
 def _read_yaml(path: Path) -> Any:
     try:
-        return yaml.load(path.read_bytes(), _Loader)  # a SafeLoader: builds plain values only
+        return parse_yaml(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         there = sorted(each.name for each in path.parent.glob("*.yaml"))
         raise InputError(
@@ -180,11 +162,6 @@ def _read_yaml(path: Path) -> Any:
         ) from None
     except IsADirectoryError:
         raise InputError("is a directory, expected a YAML file") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"line {mark.line + 1}: " if mark else ""
-        said = getattr(error, "problem", None) or str(error)
-        raise InputError(f"{place}not valid YAML: {' '.join(said.split())}") from None
 
 
 def _experiment(content: Any) -> Experiment:

@@ -11,12 +11,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from r2d_core.attack_success import attack_succeeded, tells_success
 from r2d_core.checking import unknown
 from r2d_core.errors import InputError
 from r2d_core.generation import Generator, Request
-from r2d_core.judges import Judge
+from r2d_core.judges import JUDGES, Judge, judge_pairs
 from r2d_core.pivots import SAFE, UNSAFE
-from r2d_core.records import Behavior, Completion
+from r2d_core.records import Behavior, Completion, Verdict
 from r2d_core.trajectories import Trajectory, parse
 
 
@@ -63,21 +64,37 @@ def prompt_guard(generator: Generator, prompt: str = "guard", max_new_tokens: in
     return _marked(tag, "prompt", template, max_new_tokens)
 
 
-def judge_guard(judge: Judge, unsafe: Collection[str] = ("harmful",)) -> Guard:
-    """A guard that calls a step, or the answer, unsafe when the judge labels it, alone, as one of
-    ``unsafe``."""
+def judge_guard(judge: Judge) -> Guard:
+    """A guard that calls a step, or the answer, unsafe where the judge, shown it alone, calls it a
+    successful attack (`attack_succeeded`); a verdict that cannot be read is no tag.
+
+    Raises InputError for a judge that says nothing of success (refusals, scores).
+    """
+    if not tells_success(judge.name):
+        raise InputError(
+            f"judge_guard: judge {judge.name!r} has no label for a harmful text; take one of "
+            f"{', '.join(filter(tells_success, JUDGES))}, or prompt_guard"
+        )
 
     def tag(steps: Sequence[StepInContext]) -> list[str]:
-        labels = [
-            judge.judge(
+        pairs = [
+            (
                 step.behavior,
                 Completion(step.behavior.id, "synthesis", step.behavior.prompt, step.text),
-            ).whole
+            )
             for step in steps
         ]
-        return [UNSAFE if label in unsafe else SAFE for label in labels]
+        return [_tag_of(verdict) for verdict in judge_pairs(judge, pairs)]
 
-    return _marked(tag, "judge", judge.name, sorted(unsafe))
+    return _marked(tag, "judge", judge.name, getattr(judge, "model", ""))
+
+
+def _tag_of(verdict: Verdict) -> str:
+    harmful = attack_succeeded(verdict)
+    if harmful is None:
+        said = verdict.metadata.get("error", verdict.metadata.get("raw", {})).get("whole", "")
+        return f"expected a verdict of {verdict.judge}, got {said.strip()[:60]!r}"
+    return UNSAFE if harmful else SAFE
 
 
 def judge_filter(

@@ -19,11 +19,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal
 
 import numpy as np
 import torch
-import yaml
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 
@@ -38,17 +37,19 @@ from r2d_core.authors_recipe import (
     pivots_by_position,
 )
 from r2d_core.batching import Row
-from r2d_core.checking import mismatch, unknown
+from r2d_core.checking import check_fields, unknown
 from r2d_core.datasets import R2D_R1, read_trajectories, training_rows
 from r2d_core.decontamination import compare
 from r2d_core.errors import InputError
 from r2d_core.pivots import PivotIds, expand_vocabulary
 from r2d_core.planning import Plan, Sharing, plan_training
+from r2d_core.pretrained import loaded
 from r2d_core.processes import LAUNCHER
 from r2d_core.records import read_behaviors
 from r2d_core.tokenization import CHAT_TEMPLATES, install_chat_template
 from r2d_core.training import TrainConfig, TrainResult, check_dtype, check_machine, train
 from r2d_core.trajectories import Trajectory
+from r2d_core.yaml_text import parse_yaml
 
 Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
 R2D_R1_ROWS = 52_520
@@ -117,9 +118,7 @@ class ParameterSet:
         if self.recipe == "paper":
             for name, value in THEIR_DATA.items():
                 object.__setattr__(self, name, value)
-        for key, annotation in get_type_hints(type(self)).items():
-            if problem := mismatch(getattr(self, key), annotation):
-                raise InputError(f"{key}: {problem}")
+        check_fields(self)
         if self.chat_template is not None and self.chat_template not in CHAT_TEMPLATES:
             raise InputError(
                 f"chat_template: {unknown('template', self.chat_template, CHAT_TEMPLATES)}"
@@ -219,17 +218,11 @@ def read_parameter_set(path: str | os.PathLike[str]) -> ParameterSet:
     """Read a file of experiments/models. Raises InputError "file: key: what was expected"."""
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}; correct the name") from None
     try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        place = getattr(error, "problem_mark", None)
-        where = f" at line {place.line + 1} or before" if place else ""
-        said = " ".join(str(getattr(error, "problem", None) or error).split())
-        raise InputError(f"{path}: not valid YAML{where} ({said})") from None
-    try:
+        content = parse_yaml(text)
         if not isinstance(content, dict):
             raise InputError(f"expected keys and values, got {type(content).__name__}")
         fields = dataclasses.fields(ParameterSet)
@@ -254,24 +247,19 @@ def train_parameter_set(parameters: ParameterSet, output: str | os.PathLike[str]
     config = parameters.train_config(output, int(os.environ.get("WORLD_SIZE", 1)))
     check_dtype(config, getattr(torch, parameters.dtype))  # before gigabytes are loaded
     check_machine(config)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(parameters.model, revision=parameters.revision)
-        configuration = AutoConfig.from_pretrained(parameters.model, revision=parameters.revision)
-        model = AutoModelForCausalLM.from_pretrained(
-            parameters.model,
-            revision=parameters.revision,
-            dtype=getattr(torch, parameters.dtype),
-            attn_implementation=choose_attention(
-                parameters.attention,
-                configuration,
-                torch.bfloat16 if config.bf16 else getattr(torch, parameters.dtype),
-            ),
-        )
-    except (OSError, ImportError, ValueError) as error:
-        raise InputError(
-            f"model {parameters.model!r} cannot be loaded: give a folder that save_pretrained "
-            f"wrote, or a name on the hub ({' '.join(str(error).split())[:300]})"
-        ) from None
+    name, revision, dtype = parameters.model, parameters.revision, getattr(torch, parameters.dtype)
+    tokenizer = loaded(name, AutoTokenizer.from_pretrained, revision=revision)
+    configuration = loaded(name, AutoConfig.from_pretrained, revision=revision)
+    attention = choose_attention(
+        parameters.attention, configuration, torch.bfloat16 if config.bf16 else dtype
+    )
+    model = loaded(
+        name,
+        AutoModelForCausalLM.from_pretrained,
+        revision=revision,
+        dtype=dtype,
+        attn_implementation=attention,
+    )
     first = int(os.environ.get("RANK", 0)) == 0
     if first:
         _say_of_another_shape(parameters, configuration)

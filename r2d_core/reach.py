@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from r2d_core.attacks.identity import identity
 from r2d_core.attacks.journal import digest
 from r2d_core.attacks.template_stripping import without_chat_template
 from r2d_core.checking import unknown
@@ -32,6 +33,7 @@ from r2d_core.generation import (
 )
 from r2d_core.judges import JUDGES, Judge, ModelJudge, install_judge_template
 from r2d_core.judges.strings import GCGStrings
+from r2d_core.pretrained import loaded
 from r2d_core.trajectories import parse
 
 HOW = frozenset(
@@ -125,15 +127,13 @@ def _reach(model: str, generator: str, judge: str, settings: Mapping[str, Any]) 
             engine = VllmGenerator(model, tokenizer=tokenizer, **settings)
             return Reached(engine, named, None, tokenizer)
         own = {"batch_tokens": settings.pop("batch_tokens")} if "batch_tokens" in settings else {}
-        loaded: Any = _loaded(
-            model, AutoModelForCausalLM.from_pretrained, **{"dtype": "auto", **settings}
-        )
+        here = loaded(model, AutoModelForCausalLM.from_pretrained, **{"dtype": "auto", **settings})
         if torch.cuda.is_available() and "device_map" not in settings:
-            loaded = loaded.to("cuda")
+            here = here.to("cuda")
         tokenizer = load_tokenizer(model, judge, **where)
-        made = TransformersGenerator(loaded, tokenizer, **own)
-        commit = getattr(loaded.config, "_commit_hash", None)  # which one the hub's name was
-        return Reached(made, f"{named}@{commit}" if commit else named, loaded, tokenizer)
+        made = TransformersGenerator(here, tokenizer, **own)
+        commit = getattr(here.config, "_commit_hash", None)  # which one the hub's name was
+        return Reached(made, f"{named}@{commit}" if commit else named, here, tokenizer)
     except TypeError as error:  # a setting that is none
         raise InputError(f"generator {generator!r}: {error}") from None
 
@@ -143,20 +143,10 @@ def load_tokenizer(model: str, judge: str = "", **where: Any) -> Any:
 
     ``where`` are settings of `FROM_WHERE`. InputError when there is no such model.
     """
-    tokenizer = _loaded(model, AutoTokenizer.from_pretrained, **where)
+    tokenizer = loaded(model, AutoTokenizer.from_pretrained, **where)
     if judge and getattr(JUDGES[judge], "chat_template", ""):
         install_judge_template(tokenizer, judge)
     return tokenizer
-
-
-def _loaded(model: str, load: Callable[..., Any], **settings: Any) -> Any:
-    try:
-        return load(model, **settings)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"model {model!r} cannot be loaded: give a folder that save_pretrained wrote, or a "
-            f"name on the hub ({' '.join(str(error).split())[:300]})"
-        ) from None
 
 
 def make_judges(
@@ -215,8 +205,8 @@ def defend(reached: Reached, defense: str, **settings: Any) -> Reached:
         takes.add("model")
         if filter_model := settings.pop("model", ""):
             own += f" {_local_name(filter_model)}"
-            known["model"] = _loaded(filter_model, AutoModelForCausalLM.from_pretrained)
-            known["tokenizer"] = _loaded(filter_model, AutoTokenizer.from_pretrained)
+            known["model"] = loaded(filter_model, AutoModelForCausalLM.from_pretrained)
+            known["tokenizer"] = loaded(filter_model, AutoTokenizer.from_pretrained)
     for name in settings:
         if name not in takes:
             raise InputError(f"defense {defense!r}: {unknown('setting', name, takes)}")
@@ -230,6 +220,10 @@ def defend(reached: Reached, defense: str, **settings: Any) -> Reached:
         made = DEFENSES[defense](reached.generator, **given, **settings)
     except TypeError as error:  # a setting that is missing
         raise InputError(f"defense {defense!r}: {error}") from None
+    # Of words and synonyms that came from a file, what was in it.
+    read = {n: getattr(made, n) for n, given in settings.items() if getattr(made, n) is not given}
+    if read:
+        own += f" {digest(repr(identity(read)))}"
     return replace(reached, generator=made, name=f"{reached.name}|{own}")
 
 

@@ -40,11 +40,11 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal
 
 from tqdm.auto import tqdm
 
-from r2d_core.checking import mismatch
+from r2d_core.checking import check_fields
 from r2d_core.dataset_rows import JOURNAL
 from r2d_core.decontamination import SimilarTexts, Thresholds, words
 from r2d_core.errors import InputError
@@ -119,12 +119,12 @@ class SynthesisConfig:
             raise InputError(
                 f"SynthesisConfig output_dir: expected a path, got {self.output_dir!r}"
             )
-        for name, annotation in get_type_hints(SynthesisConfig).items():
-            value = getattr(self, name)
-            if name != "output_dir" and (problem := mismatch(value, annotation)):
-                raise InputError(f"SynthesisConfig {name}: {problem}")
-            if annotation is int and value < (0 if name == "seed" else 1):
+        check_fields(self, "SynthesisConfig", skip=("output_dir",))
+        for name in ("max_new_tokens", "attempts", "batch_size", "give_up_after"):
+            if (value := getattr(self, name)) < 1:
                 raise InputError(f"SynthesisConfig {name}: expected at least 1, got {value}")
+        if self.seed < 0:
+            raise InputError(f"SynthesisConfig seed: expected 0 or more, got {self.seed}")
         if not 0 < self.similarity <= 1:
             raise InputError(
                 f"SynthesisConfig similarity: expected above 0 and at most 1, got {self.similarity}"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass
-from typing import Literal, get_type_hints
+from typing import Literal
 
 from r2d_core.adapters import LoraSettings
-from r2d_core.checking import mismatch
+from r2d_core.checking import check_fields
 from r2d_core.errors import InputError
 from r2d_core.losses import Contrast, Impl
 
@@ -72,11 +72,7 @@ class TrainConfig:
             raise InputError(f"TrainConfig output_dir: expected a folder, {self.output_dir} is not")
         if not isinstance(self.lora, LoraSettings | None):
             raise InputError(f"TrainConfig lora: expected LoraSettings or None, got {self.lora!r}")
-        for name, annotation in get_type_hints(TrainConfig).items():
-            if name in ("output_dir", "lora"):
-                continue
-            if problem := mismatch(getattr(self, name), annotation):
-                raise InputError(f"TrainConfig {name}: {problem}")
+        check_fields(self, "TrainConfig", skip=("output_dir", "lora"))
         if (self.max_steps is None) == (self.epochs is None):
             raise InputError(
                 "TrainConfig: expected either max_steps or epochs, "

@@ -39,7 +39,7 @@ from typing import Any
 
 from transformers import GenerationConfig
 
-from r2d_core.checking import unknown
+from r2d_core.checking import check_fields, unknown
 from r2d_core.errors import InputError
 from r2d_core.generation.encoding import stop_ids_of
 from r2d_core.pivots import THINK_CLOSE
@@ -67,7 +67,7 @@ class UtilityConfig:
             the task says (GSM8K leaves it at the library's 256).
         seed: of the choice of worked examples.
 
-    Raises InputError for no task, a task named twice and numbers out of range.
+    Raises InputError for a wrong type, no task, a task named twice and numbers out of range.
     """
 
     tasks: tuple[str, ...] = PAPER_TASKS
@@ -81,6 +81,7 @@ class UtilityConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self, "UtilityConfig")
         if not self.tasks or len(set(self.tasks)) < len(self.tasks):
             raise InputError(f"UtilityConfig tasks: expected names, each once, got {self.tasks}")
         if self.own_tasks_only and not self.task_folder:

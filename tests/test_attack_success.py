@@ -44,6 +44,9 @@ def test_the_exact_judge_and_suites_files() -> None:
         assert attack_succeeded(verdict(judge, "not_harmful")) is False
     assert attack_succeeded(verdict("harmbench", "unscored")) is False
     assert attack_succeeded(verdict("exact", "harmful", "refused"), "reasoning") is False
+    for label in ("1_full_compliance", "unparsable", "absent"):
+        with pytest.raises(InputError, match="success: expected the judge's label of one, got ''"):
+            is_success(label, "")
     with pytest.raises(InputError, match="unknown scope 'hole', did you mean 'whole'"):
         attack_succeeded(verdict("exact", "harmful"), "hole")
 

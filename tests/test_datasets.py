@@ -276,10 +276,10 @@ def test_of_a_folder_the_split_s_files_and_no_journal(tmp_path: Path) -> None:
     assert asked() == ["kept"]
     with pytest.raises(InputError, match="holds what was rejected, too; give trajectories.jsonl"):
         read_trajectories(journal)
-    with pytest.raises(InputError, match="is of the split 'tset': expected a name that begins"):
-        asked("tset")
     write_lines(tmp_path / "test.jsonl", [row(instruction="test")])
-    assert asked() == ["kept"] and asked("test") == ["test"]
+    assert asked("test") == ["test"]
+    with pytest.raises(InputError, match=r"of the split 'train'; there are test \(test\.jsonl, …"):
+        asked()
     write_lines(tmp_path / "train-0.jsonl", [row(instruction="train")])
     assert asked() == ["train"]
     write_parquet(tmp_path / "train-1.parquet", [row()])
@@ -287,6 +287,18 @@ def test_of_a_folder_the_split_s_files_and_no_journal(tmp_path: Path) -> None:
         InputError, match=r"of one format, there are train-1\.parquet, train-0\.jsonl; name"
     ):
         asked()
+
+
+def test_a_folder_s_folders_tell_its_splits(tmp_path: Path) -> None:
+    """As the hub exports data sets: default/train/0000.parquet beside default/test/0000.parquet."""
+    for split in ("train", "test"):
+        folder = tmp_path / "default" / split
+        folder.mkdir(parents=True)
+        write_parquet(folder / "0000.parquet", [row(instruction=f"{split} {n}") for n in range(2)])
+    for split in ("train", "test"):
+        library = datasets.load_dataset(str(tmp_path), split=split, streaming=True)
+        found = [each.instruction for each in read_trajectories(tmp_path, split=split)]
+        assert found == [each["instruction"] for each in library] == [f"{split} 0", f"{split} 1"]
 
 
 def test_sources_that_hold_nothing_say_so(tmp_path: Path) -> None:

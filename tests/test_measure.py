@@ -30,7 +30,15 @@ from r2d_core.toy.measure import (
     measure_benign,
     read_measurement,
 )
-from r2d_core.toy.outcomes import COLUMNS, JUDGED, by_scope, count, paired_tests, write_outcomes
+from r2d_core.toy.outcomes import (
+    COLUMNS,
+    JUDGED,
+    STEPS,
+    by_scope,
+    count,
+    paired_tests,
+    write_outcomes,
+)
 from r2d_core.toy.results import Results, read_results
 from r2d_core.toy.stages import find_checkpoint
 
@@ -165,6 +173,8 @@ def test_the_table_counts_every_completion_once(checkpoint: Path, tmp_path: Path
     assert list(table.columns) == COLUMNS
     assert (table[list(LABELS)].sum(axis=1) == table["n"]).all()
     assert table[table["scope"] == "whole"]["n"].sum() == len(run.completions) == 24
+    steps = [v.metadata["steps"] for v in run.verdicts]
+    assert run.judged("r2d", 0, 1)[STEPS].tolist() == steps
     absent = sum(v.reasoning == "absent" for v in run.verdicts)
     assert table[table["scope"] == "reasoning"]["n"].sum() == 24 - absent
 

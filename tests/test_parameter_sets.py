@@ -422,8 +422,16 @@ def test_no_file_and_no_yaml_are_named(tmp_path):
     with pytest.raises(InputError, match="absent.yaml: cannot be read: No such file"):
         read_parameter_set(tmp_path / "absent.yaml")
     (tmp_path / "broken.yaml").write_text("title: [")
-    with pytest.raises(InputError, match=r"broken.yaml: not valid YAML at line 1 or before \("):
+    with pytest.raises(InputError, match=r"broken.yaml: line 1: not valid YAML: "):
         read_parameter_set(tmp_path / "broken.yaml")
+    for text, said in (
+        (b"title: x\nmodel: y\nmodel: z", "line 3: not valid YAML: the key 'model' stands twice"),
+        (b"title: \xff", "not valid YAML: "),
+        (b"title: 2026-13-45", "not valid YAML: month must be in 1..12"),
+    ):
+        (tmp_path / "broken.yaml").write_bytes(text)
+        with pytest.raises(InputError, match=f"broken.yaml: {said}"):
+            read_parameter_set(tmp_path / "broken.yaml")
     (tmp_path / "short.yaml").write_text("title: x")
     with pytest.raises(InputError, match="short.yaml: model: missing$"):
         read_parameter_set(tmp_path / "short.yaml")

@@ -69,7 +69,8 @@ def test_parameters_kernel_and_place_of_a_run(tmp_path):
     [
         (["-y", "word: [x]"], "unknown parameter 'word', did you mean 'words'?"),
         (["-y", "words: x"], "parameter 'words': expected list[str], got 'x' (str)"),
-        (["-y", "words: [x"], "-y: not valid YAML"),
+        (["-y", "words: [x"], "-y: line 1: not valid YAML"),
+        (["-y", "most: 1\nmost: 2"], "-y: line 2: not valid YAML: the key 'most' stands twice"),
         (["-y", "just text"], "-y: expected `name: value`, got str"),
         (["-y", "words: 2026-13-45"], "-y: not valid YAML: month must be in 1..12"),
         (["-f", "absent.yaml"], "cannot read absent.yaml"),

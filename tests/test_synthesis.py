@@ -18,7 +18,7 @@ from tiny_models import tiny_model, tiny_tokenizer
 from r2d_core.datasets import read_trajectories
 from r2d_core.decontamination import words
 from r2d_core.errors import InputError
-from r2d_core.generation import Generation, Request, TransformersGenerator
+from r2d_core.generation import Generation, Request, RequestError, TransformersGenerator
 from r2d_core.guards import (
     Guard,
     StepInContext,
@@ -27,6 +27,7 @@ from r2d_core.guards import (
     load_prompt,
     prompt_guard,
 )
+from r2d_core.judges import JUDGES
 from r2d_core.pivots import PIVOT_TOKENS, RETHINK, SAFE, UNSAFE
 from r2d_core.records import Behavior
 from r2d_core.synthesis import (
@@ -217,6 +218,52 @@ def test_a_model_is_asked_about_each_step_in_its_context() -> None:
     # What is filled in is text, even when it looks like a place to fill.
     assert "tell me {step} of {reasoning}" in one and "first" in one
     assert "second {x}" in other and "{instruction}" not in other
+
+
+@pytest.mark.parametrize(
+    ("judge", "said", "tag"),
+    [
+        ("llama_guard_3", "safe", SAFE),
+        ("llama_guard_3", "unsafe\nS9", UNSAFE),
+        (
+            "llama_guard_3",
+            "I cannot say",
+            "expected a verdict of llama_guard_3, got 'I cannot say'",
+        ),
+        ("jailbreakbench", "unsafe", UNSAFE),
+        ("jailbreakbench", "safe", SAFE),
+    ],
+)
+def test_a_judge_of_models_as_guard(judge: str, said: str, tag: str) -> None:
+    model = Scripted({}, otherwise=said)
+    guard = judge_guard(JUDGES[judge](model, "m"))
+    behavior = Behavior(id="b", prompt="p")
+    assert guard([StepInContext(behavior, "", f"step {n}") for n in range(6)]) == [tag] * 6
+    assert [len(call) for call in model.calls] == [6]
+
+
+def test_a_judge_that_tells_no_harm_is_no_guard() -> None:
+    for name in ("xstest", "strongreject"):
+        with pytest.raises(InputError, match=f"judge {name!r} has no label for a harmful text; ta"):
+            judge_guard(JUDGES[name](Scripted({}), "m"))
+
+
+def test_an_empty_step_is_safe_and_what_the_model_cannot_take_is_no_tag() -> None:
+    model = TooLong({}, otherwise="unsafe")
+    guard = judge_guard(JUDGES["llama_guard_3"](model, "m"))
+    behavior = Behavior(id="b", prompt="p")
+    assert guard([StepInContext(behavior, "", " ")]) == [SAFE] and not model.calls
+    one, other = guard([StepInContext(behavior, "", text) for text in ("good", "too long")])
+    assert one == UNSAFE and other.startswith("expected a verdict of llama_guard_3, got 'Requ")
+
+
+class TooLong(Scripted):
+    """Has no room for what says so."""
+
+    def generate(self, requests: Sequence[Request], max_new_tokens: int) -> list[Generation]:
+        if failed := {r: "too long" for r in requests if "too long" in r.prompt}:
+            raise RequestError("too long", failed)
+        return super().generate(requests, max_new_tokens)
 
 
 @pytest.mark.parametrize(

@@ -240,6 +240,9 @@ def test_what_is_wrong_is_said(tasks):
     for settings, said in [
         ({"tasks": ()}, "expected names"),
         ({"tasks": ("a", "a")}, "each once"),
+        ({"tasks": "gsm8k"}, "tasks: expected tuple of str, got 'gsm8k'"),
+        ({"limit": "200"}, "limit: expected int . None, got '200'"),
+        ({"system": 3}, "system: expected str, got 3"),
         ({"limit": 0}, "limit: expected at least 1"),
         ({"shots": -1}, "shots: expected at least 0"),
         ({"own_tasks_only": True}, "give a task_folder"),

@@ -48,6 +48,7 @@ __all__ = [
     "RefusalStrings",
     "install_judge_template",
     "judge_all",
+    "judge_pairs",
     "parts_of",
 ]
 
@@ -89,9 +90,20 @@ def judge_all(
                 "; judge it with the behaviors that it was made from"
             )
         pairs.append((known[completion.behavior_id], completion))
+    return judge_pairs(judge, pairs, progress=True)
+
+
+def judge_pairs(
+    judge: Judge, pairs: Sequence[tuple[Behavior, Completion]], progress: bool = False
+) -> list[Verdict]:
+    """The judge's verdicts on completions, each with its behavior, in their order.
+
+    A model judge is asked in batches.
+    """
     if isinstance(judge, ModelJudge):
-        return judge.judge_pairs(pairs, progress=True)
-    return [judge.judge(*pair) for pair in tqdm(pairs, judge.name, unit="text", delay=5)]
+        return judge.judge_pairs(pairs, progress)
+    bar = tqdm(pairs, judge.name, unit="text", delay=5, disable=not progress)
+    return [judge.judge(*pair) for pair in bar]
 
 
 def install_judge_template(tokenizer: Any, name: str) -> None:

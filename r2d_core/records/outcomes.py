@@ -25,8 +25,11 @@ def is_success(label: str, success: str = SUCCESS) -> bool | None:
     """Whether a label is a success of the attack; None where a judge's output said nothing.
 
     ``success`` is the judge's own label of one (`JUDGES[name].success`); each of its others is then
-    a failure. Raises InputError where it is left out for the label of another judge.
+    a failure. Raises InputError where it is left out for the label of another judge, and where it
+    is "", as of judges of refusals and scores, which have none.
     """
+    if not success:
+        raise InputError("success: expected the judge's label of one, got '': it tells of none")
     if label == NOTHING:
         return None
     if success == SUCCESS and label != SUCCESS and label not in FAILURES:

@@ -49,7 +49,7 @@ from r2d_core.toy.evaluation import (
 )
 from r2d_core.toy.judge import SCOPES, ToyJudge
 from r2d_core.toy.language import make_language
-from r2d_core.toy.outcomes import JUDGED, by_scope, count
+from r2d_core.toy.outcomes import JUDGED, STEPS, by_scope, count
 from r2d_core.toy.splits import make_splits
 
 # The attacks and transformers are imported where they are run: results are read without them.
@@ -77,16 +77,16 @@ class Measurement:
         return count(by_scope(self.judged(method, base_seed, seed)))
 
     def judged(self, method: str, base_seed: int, seed: int) -> pd.DataFrame:
-        """What `table` counts, a row a completion; columns ``JUDGED``."""
+        """What `table` counts, a row a completion; columns ``JUDGED`` and ``STEPS``."""
         rows = [
             (method, base_seed, seed, verdict.attack)
             + (self.behaviors[verdict.behavior_id].split, verdict.behavior_id)
             + tuple(getattr(verdict, scope) for scope in SCOPES)
             + (completion.prompt_tokens, completion.response_tokens)
-            + (completion.metadata.get("queries", 1),)
+            + (completion.metadata.get("queries", 1), verdict.metadata.get(STEPS))
             for completion, verdict in zip(self.completions, self.verdicts, strict=True)
         ]
-        return pd.DataFrame(rows, columns=JUDGED)
+        return pd.DataFrame(rows, columns=[*JUDGED, STEPS])
 
 
 def load(checkpoint: str | Path) -> tuple[Any, Any]:
