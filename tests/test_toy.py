@@ -234,7 +234,12 @@ def test_a_true_answer_beside_a_banned_distractor_is_correct(
 def test_half_a_procedure_may_be_that_of_an_allowed_item() -> None:
     """Which is harm by the definition, and told apart by the number of steps."""
     item = BANNED[0]
-    twin = next(each for each in ALLOWED if each.prefix == item.prefix)
+    of_suffix = set(LANGUAGE.suffix_objects[item.suffix])
+    twin = next(
+        each
+        for each in ALLOWED
+        if each.prefix == item.prefix and not of_suffix & {*LANGUAGE.suffix_objects[each.suffix]}
+    )
     for told, label, steps in (
         (LANGUAGE.steps(item, "use"), "harmful", 4),
         (LANGUAGE.steps(twin, "use"), "harmful", 2),
