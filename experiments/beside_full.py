@@ -15,11 +15,24 @@ from r2d_core.attack_titles import attack_title
 from r2d_core.metrics import holm
 from r2d_core.sampling_error import clustered_rate, paired_change
 from r2d_core.toy.arms import TITLES
+from r2d_core.toy.findings import outcome_title
 from r2d_core.toy.outcomes import by_request
-from r2d_core.toy.results import Results, read_published
+from r2d_core.toy.results import (
+    ANSWERED_EXACTLY,
+    LOOK_ALIKES_REFUSED,
+    Results,
+    read_published,
+)
 
 HEADS = {"longer": ("200 steps", "800 steps"), "interjections": ("without", "with interjections")}
 """What a run of the full experiment, and the other's, are called in the table."""
+EXPERIMENTS = {
+    "full": "{doc}`Full experiment <full_experiment>`: 200 steps",
+    "longer": "the same, 800 steps",
+    "interjections": "the same, 200 steps, with interjections",
+    "languages": "{doc}`Six languages <six_languages>`: 800 steps, with interjections",
+}
+"""The published experiments by their folders, in the order in which one leads to the next."""
 KNOWN = "answered exactly, known topics"
 NEW = "answered exactly, new topics"
 """Of harmless requests."""
@@ -27,10 +40,34 @@ NEW = "answered exactly, new topics"
 
 def parts(book: Path) -> dict[str, str]:
     """The generated parts of the full experiment's page, by file name, as MyST Markdown."""
-    return {
+    made = {
         f"{name}_compared.md": table(compared(book / "full", book / name), *heads)
         for name, heads in HEADS.items()
     }
+    return made | {"across_experiments.md": across(book)}
+
+
+def across(book: Path) -> str:
+    """R2D beside refusal tuning with recovery examples in every published experiment, as a table in
+    Markdown: what holds in all of them, and what is one experiment's.
+    """
+    outcomes = {
+        "prefill_lead": "harmful", "prefill_step": "harmful", "refinement": "harmful",
+        "gcg_answer": "harmful", LOOK_ALIKES_REFUSED: "refused", ANSWERED_EXACTLY: "correct",
+    }  # fmt: skip
+    lines = [["", *(outcome_title(name) for name in outcomes)], ["---"] * (1 + len(outcomes))]
+    for experiment, title in EXPERIMENTS.items():
+        results = read_published(book / experiment)
+        kept = {name: (rows, label) for name, label, rows in results.harmless()}
+        whole = results.attacks[results.attacks["scope"] == "whole"]
+        cells = []
+        for name, label in outcomes.items():
+            rows = kept[name][0] if name in kept else whole[whole["attack"] == name]
+            rates = rows.groupby("method")[label].mean()
+            both = [rates.get(method) for method in ("r2d", "refusal_recovery")]
+            cells.append("–" if None in both else " against ".join(f"{r:.0%}" for r in both))
+        lines.append([title, *cells])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def compared(full: Path, other: Path) -> pd.DataFrame:

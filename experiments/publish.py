@@ -25,29 +25,31 @@ import pandas as pd
 
 from r2d_core.errors import InputError
 from r2d_core.metrics import wilson_interval
-from r2d_core.plots import difference_intervals
+from r2d_core.plots import difference_intervals, outcome_bars, over_refusal_vs_asr
 from r2d_core.records import atomic_directory, write_text_atomic
-from r2d_core.toy.findings import findings, tokens_spent
+from r2d_core.toy.evaluation import LOOK_ALIKES
+from r2d_core.toy.findings import findings, rates, tokens_spent, told_in_full
 from r2d_core.toy.judge import LABELS
-from r2d_core.toy.languages import by_language, comparable, in_words, over_languages
+from r2d_core.toy.languages import (
+    CONTROLS,
+    by_language,
+    comparable,
+    every_difference,
+    in_words,
+    over_languages,
+)
 from r2d_core.toy.outcomes import packed
 from r2d_core.toy.results import Results, judged_of, read_published
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = {
     "results": (
-        "findings.md",
         "main_figure.svg",
         "new_topics.svg",
         "asr_intervals.svg",
-        "over_refusal.svg",
-        "asr.csv",
-        "benign_correct.csv",
-        "benign_refused.csv",
-        "tokens.csv",
         "results.json",
     ),
-    "ablations": ("ablation_intervals.svg", "ablations.csv", "paired_tests.csv"),
+    "ablations": ("ablation_intervals.svg", "ablations.csv"),
 }
 
 
@@ -108,22 +110,53 @@ def publish(results: Path, grid: Path, target: Path) -> list[Path]:
         shutil.copyfile(grid, Path(folder) / "grid.yaml")
         table.to_csv(Path(folder) / "cells.csv", index=False)
         (Path(folder) / "outcomes.csv.gz").write_bytes(packed(judged))
-        for name, text in differences(read_published(folder)).items():
-            write_text_atomic(Path(folder) / name, text)
+        reword(Path(folder))
     return sorted(target.iterdir())
 
 
 def reword(target: Path) -> None:
-    """Write what is computed from the published outcomes (sentences, tables, differences) anew.
+    """Write what is computed from the published outcomes anew: sentences, tables, tests, and the
+    figures of differences, of labels and of over-refusal.
 
     The numbers stay those of the run that ``results.json`` records; what is said of them, and with
     which intervals, is as the code says it now.
     """
     published = read_published(target)
-    write_text_atomic(target / "findings.md", findings(published))
-    write_text_atomic(target / "tokens.csv", tokens_spent(published).to_csv())
-    for name, text in differences(published).items():
+    texts = {
+        "findings.md": findings(published),
+        "tokens.csv": tokens_spent(published).to_csv(),
+        "paired_tests.csv": published.compare("r2d").to_csv(index=False),
+        "asr.csv": rates(published.attacks, "harmful", "whole").to_csv(),
+        "benign_correct.csv": rates(published.benign, "correct", "answer").to_csv(),
+        "benign_refused.csv": rates(published.benign, "refused", "answer").to_csv(),
+        **figures(published),
+        **differences(published),
+    }
+    told = told_in_full(published)
+    if not told.empty:
+        texts["told.csv"] = told.to_csv()
+    for name, text in texts.items():
         write_text_atomic(target / name, text)
+
+
+def figures(published: Results) -> dict[str, str]:
+    """How the responses to each attack were labelled, and over-refusal against attack success."""
+    made = {
+        "outcome_bars.svg": outcome_bars(
+            published.attacks,
+            alt="Stacked bars, a panel an attack: the shares of harmful, refused, correct and "
+            "garbled responses of each method.",
+        )
+    }
+    if published.common_attacks:
+        common = published.attacks["attack"].isin(published.common_attacks)
+        made["over_refusal.svg"] = over_refusal_vs_asr(
+            published.attacks[common],
+            published.benign[published.benign["attack"].isin(LOOK_ALIKES)],
+            alt="Each method's attack success rate against its refusals of harmless look-alikes, "
+            "with 95% intervals; bottom left is best.",
+        )
+    return {name: figure.markup for name, figure in made.items()}
 
 
 def differences(published: Results) -> dict[str, str]:
@@ -136,6 +169,12 @@ def differences(published: Results) -> dict[str, str]:
     if not comparable(published):
         return {}
     table, single = over_languages(published), by_language(published)
+    said, every = in_words(table), every_difference(table)
+    control, others = CONTROLS
+    if {control, *others} <= set(published.methods):
+        alone = over_languages(published, control, others)
+        said += in_words(alone, control)
+        every += every_difference(alone, control).split("\n", 2)[2]  # without its head
     figure = difference_intervals(
         table,
         single,
@@ -145,14 +184,23 @@ def differences(published: Results) -> dict[str, str]:
     return {
         "differences.csv": table.assign(**_shares(table)).to_csv(index=False, float_format="%.6g"),
         "differences_by_language.csv": single.assign(**_shares(single)).to_csv(index=False),
-        "differences.md": in_words(table),
+        "differences.md": f"{said}\n:::{{dropdown}} Every difference\n{every}:::\n",
         "differences.svg": figure.markup,
     }
 
 
 def _shares(table: pd.DataFrame) -> dict[str, pd.Series]:
     """The shares among the columns, to six digits, and no zero with a sign."""
-    shares = [name for name in ("reference", "other", "difference", "low", "high") if name in table]
+    names = (
+        "reference",
+        "other",
+        "reference_refused",
+        "other_refused",
+        "difference",
+        "low",
+        "high",
+    )
+    shares = [name for name in names if name in table]
     return {name: table[name].round(6) + 0.0 for name in shares}
 
 

@@ -20,7 +20,8 @@
 # (CPO): each is taken away in turn. Two controls come with them, without which no claim holds:
 # refusal tuning with the *same recovery examples* (is it R2D, or only the examples that turn back
 # from a harmful beginning?), and R2D with plain cross-entropy *up-weighted* on the pivots (is it
-# the contrast, or only the weight?).
+# the contrast, or only the weight?). Of this build's own runs, unless the experiment names more of
+# one language: where they differ from the {doc}`/book/six_languages`, believe those.
 
 # %% tags=["parameters"]
 # Parameters of this notebook
@@ -45,7 +46,13 @@ from r2d_core import plots
 from r2d_core.provenance import footer_html, provenance
 from r2d_core.records import write_json_atomic, write_text_atomic
 from r2d_core.toy.arms import TITLES
-from r2d_core.toy.languages import by_language, comparable, in_words, over_languages
+from r2d_core.toy.languages import (
+    by_language,
+    comparable,
+    every_difference,
+    in_words,
+    over_languages,
+)
 from r2d_core.toy.results import read_results
 from r2d_core.toy.stages import default_experiment
 
@@ -95,26 +102,27 @@ plots.asr_intervals(
 # ## Paired tests
 #
 # R2D against every other method on the same requests, attacks and seeds: in how many pairs one of
-# the two alone gave a harmful response; the p-value of a permutation test that exchanges the two
-# request by request, all runs of a request together; and that Holm-corrected over the whole table,
-# but for attacks of fewer than six requests, of which no such test can tell anything. The requests
-# of one run are not independent of each other either: hence the last columns, which count the runs
-# (base and safety seed) in which R2D did better and worse. The book speaks of a difference only
-# where p (Holm) is below 0.05 *and* no run points the other way. Forged reasoning is written in
-# each method's own format, so its rows compare like with like only among the methods that use both
-# reasoning and pivots.
+# the two alone gave a harmful response (of harmless requests: refused a look-alike, answered
+# exactly); the p-value of a permutation test that exchanges the two request by request, all runs of
+# a request together; and that Holm-corrected over the whole table, but for the untrained model and
+# for attacks of fewer than six requests, of which no such test can tell anything. The requests of
+# one run are not independent of each other either: hence the last columns, which count the runs
+# (base and safety seed) in which R2D's rate is the lower and the higher one. The book speaks of a
+# difference only where p (Holm) is below 0.05 *and* no run points the other way. Forged reasoning
+# is written in each method's own format, so its rows compare like with like only among the methods
+# that use both reasoning and pivots.
 
 # %% tags=["hide-input"]
 tests = results.compare("r2d")
 write_text_atomic(output / "paired_tests.csv", tests.to_csv(index=False))
 shown = tests.assign(method=tests["method"].map(TITLES)).rename(
     columns={
-        "only_reference": "harmful with R2D alone",
-        "only_method": "harmful with the other alone",
+        "only_reference": "R2D alone",
+        "only_method": "the other alone",
         "p_value": "p",
         "p_holm": "p (Holm)",
-        "runs_better": "runs R2D better",
-        "runs_worse": "runs R2D worse",
+        "runs_lower": "runs R2D lower",
+        "runs_higher": "runs R2D higher",
     }
 )
 display(plots.table(shown, index=False, number="{:.2g}", missing="too few requests"))
@@ -132,6 +140,7 @@ display(plots.table(shown, index=False, number="{:.2g}", missing="too few reques
 if comparable(results):
     over = over_languages(results)
     display(Markdown(in_words(over)))
+    display(Markdown(every_difference(over)))
     display(
         plots.difference_intervals(
             over,

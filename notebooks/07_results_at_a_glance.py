@@ -16,7 +16,9 @@
 # %% [markdown]
 # # Results at a glance
 #
-# What R2D buys, what it costs, and what it does not stop: every method, every attack, all seeds.
+# What R2D buys, what it costs, and what it does not stop: every method, every attack, all seeds of
+# this build's own runs. These are of one language unless the experiment names more; where they
+# differ from the {doc}`/book/six_languages`, believe those.
 
 # %% tags=["parameters"]
 # Parameters of this notebook

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
+import re
+
 import pandas as pd
 import pytest
 from test_measure import measurement
 from test_measure import results as results_of
 
 from r2d_core.errors import InputError
-from r2d_core.toy.languages import (
-    ANSWERED_EXACTLY,
-    LOOK_ALIKES_REFUSED,
-    by_language,
-    in_words,
-    over_languages,
-)
+from r2d_core.toy.languages import by_language, every_difference, in_words, over_languages
+from r2d_core.toy.measure import Measurement
 from r2d_core.toy.outcomes import by_scope
-from r2d_core.toy.results import Results
+from r2d_core.toy.results import ANSWERED_EXACTLY, LOOK_ALIKES_REFUSED, Results
 
 BASES = (0, 1, 2, 3)
 
@@ -80,7 +77,8 @@ def test_a_row_a_method_and_outcome_with_a_language_for_one_draw():
     assert of_wrapper["n"].tolist() == [20] * 4
     assert in_words(table).startswith(
         "- **R2D against Refusal tuning:** harmful less often under **held-out wrapper** (5% "
-        "against 92%: -88 [-98, -77], 4 of 4); refuses fewer **look-alikes** (10% against 90%: -80 "
+        "against 92%: -88 [-98, -77], 4 of 4; refused 95% against 8%); refuses fewer "
+        "**look-alikes** (10% against 90%: -80 "
     )
     assert "; answers more **harmless requests exactly** (45% against 5%: +40 [" in in_words(table)
 
@@ -94,7 +92,51 @@ def test_what_is_worse_and_what_is_not_borne_out_is_said():
     (said,) = in_words(over_languages(found)).splitlines()
     assert "harmful more often under **held-out wrapper** (92% against 5%: +88 [+77, +98]" in said
     assert "answers fewer **harmless requests exactly** (50% against 100%: -50 [" in said
-    assert said.endswith("not borne out: look-alikes refused.")
+    assert "refused 8% against 95%)" in said
+    assert re.search(r"not borne out: look-alikes refused \+0 \[-\d+, \+\d+\]\.$", said)
+
+
+def test_harm_that_turned_into_garbled_text_is_no_defence():
+    def runs(label: str, counts: list[int]) -> dict[tuple[int, int], Measurement]:
+        return {
+            (b, 0): measurement({"wrapper": ["harmful"] * n + [label] * (20 - n)})
+            for b, n in zip(BASES, counts, strict=True)
+        }
+
+    few, many = [1, 2, 0, 1], [18, 20, 19, 17]
+    for label, words in (
+        ("refused", "less often under"),
+        ("garbled", "but not by refusing, under"),
+    ):
+        table = over_languages(
+            results_of({"refusal": runs("refused", many), "r2d": runs(label, few)})
+        )
+        (said,) = in_words(table).splitlines()
+        assert f"{words} **held-out wrapper** (" in said
+        refused = "95%" if label == "refused" else "0%"
+        assert f"; refused {refused} against 8%)" in said
+        assert f"| {refused}, 8% | 4 lower, 0 higher |" in every_difference(table)
+
+
+def test_every_difference_stands_with_its_p_values():
+    table = over_languages(experiment(refusal=[10, 8, 12, 9], r2d=[4, 5, 3, 6]))
+    head, line, *rows = every_difference(table).splitlines()
+    assert len(rows) == len(table) and head.count("|") == line.count("|") == rows[0].count("|")
+    for row, text in zip(table.to_dict("records"), rows, strict=True):
+        assert text.startswith("| R2D against Refusal tuning | ")
+        assert text.endswith(
+            f"| {row['p_value']:.2g} | {row['p_holm']:.2g} | {row['p_holm_all']:.2g} |"
+        )
+
+
+def test_the_controls_can_be_compared_with_each_other():
+    found = experiment(refusal=[20] * 4, refusal_recovery=[2, 1, 0, 3], r2d=[0, 1, 2, 1])
+    alone = over_languages(found, "refusal_recovery", ["refusal"])
+    assert set(alone["method"]) == {"refusal"}
+    assert alone["reference"].iloc[0] == pytest.approx(6 / 80)
+    assert in_words(alone, "refusal_recovery").startswith(
+        "- **Refusal + recovery against Refusal tuning:** harmful less often under **held-out"
+    )
 
 
 def test_in_bold_is_what_all_comparisons_at_once_leave():

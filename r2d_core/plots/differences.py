@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import pandas as pd
 
 from r2d_core.plots.counts import records
@@ -16,7 +19,8 @@ def difference_intervals(
 
     ``table`` has the columns method, outcome, difference, low and high (shares from -1 to 1),
     ``single`` method, outcome and difference, a row a replicate: the faint open markers. On the
-    line at 0 there is no difference; left of it the reference's rate is the lower one.
+    line at 0 there is no difference; left of it the reference's rate is the lower one. A panel
+    reaches as far as its differences do: to 20, 50 or 100 points either way.
     """
     cells = {(row["method"], row["outcome"]): row for row in records(table)}
     spread = {
@@ -28,8 +32,12 @@ def difference_intervals(
         labels = [method_look(method)[0] for method in methods]
         grid = panels(figure, [attack_label(each) for each in outcomes], labels)
         for axes, outcome in zip(grid, outcomes, strict=True):
-            axes.set_xlim(-106, 106)
-            axes.set_xticks([-100, -50, 0, 50, 100], ["−100", "−50", "0", "+50", "+100"])
+            reach = _reach([c for key, c in cells.items() if key[1] == outcome], outcome, spread)
+            axes.set_xlim(-1.06 * reach, 1.06 * reach)
+            ticks = [-reach, -reach // 2, 0, reach // 2, reach]
+            axes.set_xticks(
+                ticks, [f"{tick:+d}".replace("-", "−") if tick else "0" for tick in ticks]
+            )
             axes.set_xlabel("difference, points")
             axes.axvline(0, color=INK, linewidth=0.9, alpha=0.6)
             axes.grid(axis="x", alpha=0.18, linewidth=0.6)
@@ -49,3 +57,12 @@ def difference_intervals(
         if title:
             figure.suptitle(plain(title))
         return finish(figure, alt)
+
+
+def _reach(
+    cells: list[dict[Any, Any]], outcome: str, spread: Mapping[tuple[Any, ...], list[float]]
+) -> int:
+    """The points that hold every interval and replicate of an outcome."""
+    ends = [100 * abs(cell[end]) for cell in cells for end in ("low", "high")]
+    ends += [abs(each) for key, some in spread.items() if key[1] == outcome for each in some]
+    return next(reach for reach in (20, 50, 100) if max(ends) <= reach or reach == 100)

@@ -156,14 +156,15 @@ def over_refusal_vs_asr(
     scope: str = "whole",
     title: str = "",
 ) -> Figure:
-    """Each method at (refusals of benign requests, attack success rate), both with intervals.
+    """Each method at (refusals of look-alikes, attack success rate), both with intervals.
 
-    ``attacked`` holds rows of harmful requests and ``benign`` rows of harmless ones; the caller
-    chooses which attacks and which kinds of harmless request are pooled. Bottom left is best.
+    ``attacked`` holds rows of harmful requests and ``benign`` rows of harmless look-alikes. Every
+    attack weighs the same, as in `findings.every_method`: the rate and its bounds are means of the
+    attacks'. Bottom left is best.
     """
-    harm = groups(scoped(attacked, scope), ["method"])
+    harm = groups(scoped(attacked, scope), ["method", "attack"])
     over = groups(scoped(benign, scope), ["method"])
-    methods = methods_in(key[0] for key in harm if key in over)
+    methods = methods_in(key[0] for key in harm if key[:1] in over)
     if not methods:
         raise InputError("over_refusal_vs_asr: the two tables have no method in common")
     with canvas(6.6, 4.2) as figure:
@@ -171,11 +172,12 @@ def over_refusal_vs_asr(
         for method in methods:
             label, colour, marker = method_look(method)
             x, x_low, x_high = interval(over[method,], "refused")
-            y, y_low, y_high = interval(harm[method,], "harmful")
+            attacks = [interval(rows, "harmful") for key, rows in harm.items() if key[0] == method]
+            y, y_low, y_high = (sum(ends) / len(attacks) for ends in zip(*attacks, strict=True))
             axes.plot([x_low, x_high], [y, y], color=colour, linewidth=1.8)
             axes.plot([x, x], [y_low, y_high], color=colour, linewidth=1.8)
             axes.plot(x, y, marker, color=colour, **MARKER, label=label, linestyle="none")
-        percent_axis(axes.xaxis, axes.set_xlim, "benign requests refused, %")
+        percent_axis(axes.xaxis, axes.set_xlim, "harmless look-alikes refused, %")
         percent_axis(axes.yaxis, axes.set_ylim, "attack success rate, %")
         axes.grid(alpha=0.18, linewidth=0.6)
         figure.legend(loc="outside right upper", frameon=False)

@@ -5,10 +5,22 @@ from __future__ import annotations
 import pandas as pd
 
 from r2d_core.attack_titles import attack_title
-from r2d_core.sampling_error import Interval, mean_over_runs, tokens_by_run
-from r2d_core.toy.arms import ARMS, TITLES, same_format
+from r2d_core.sampling_error import Interval, clustered_rate, mean_over_runs, tokens_by_run
+from r2d_core.toy.arms import ARMS, METHODS, TITLES, same_format
 from r2d_core.toy.evaluation import LOOK_ALIKES
-from r2d_core.toy.results import SIGNIFICANT, Results
+from r2d_core.toy.outcomes import TOLD
+from r2d_core.toy.results import (
+    ANSWERED_EXACTLY,
+    LOOK_ALIKES_REFUSED,
+    SIGNIFICANT,
+    Results,
+)
+
+HARMLESS = {
+    LOOK_ALIKES_REFUSED: "look-alikes",
+    ANSWERED_EXACTLY: "harmless requests exactly",
+}
+"""What is counted of harmless requests, as a sentence names it behind its verb."""
 
 
 def _short(rate: Interval | None) -> str:
@@ -129,28 +141,107 @@ def _of_harmless(results: Results, method: str) -> list[str]:
 
 
 def _against(results: Results, tests: pd.DataFrame, reference: str, other: str) -> str:
-    better: list[str] = []
-    worse: list[str] = []
+    told: dict[str, list[str]] = {}
     for row in tests.to_dict("records"):
+        outcome = row["attack"]
         # The attack writes other texts for methods of another format: no pairs to compare.
-        if row["attack"] == "forged_reasoning" and not same_format(reference, other):
+        if outcome == "forged_reasoning" and not same_format(reference, other):
             continue
-        lower = row["only_reference"] < row["only_method"]
-        unanimous = row["runs_worse" if lower else "runs_better"] == 0
-        if row["p_holm"] < SIGNIFICANT and unanimous:
-            attack = row["attack"]
-            rates = [results.rate(method, attacks=[attack]) for method in (reference, other)]
-            compared = " against ".join(map(_short, rates))
-            asked = " and ".join(str(rate.n) for rate in rates if rate)
-            cell = f"{attack_title(attack)} ({compared}, n = {asked})"
-            (better if lower else worse).append(cell)
-    parts = []
-    if better:
-        parts.append(f"harmful less often under {listed(better)}")
-    if worse:
-        parts.append(f"harmful more often under {listed(worse)}")
-    told = "; ".join(parts) if parts else "no difference that tests and runs bear out"
-    return f"**{TITLES[reference]} against {TITLES[other]}:** {told}."
+        below = row["only_reference"] < row["only_method"]
+        contrary = row["runs_higher" if below else "runs_lower"]
+        if row["p_holm"] < SIGNIFICANT and not contrary:
+            rates, refused = (
+                [_rate(results, method, outcome, label) for method in (reference, other)]
+                for label in ("harmful", "refused")
+            )
+            cell = f"{_short(rates[0])} against {_short(rates[1])}"
+            if outcome not in HARMLESS:
+                cell += f"; refused {refused[0].estimate:.0%} against {refused[1].estimate:.0%}"
+            said = verdict(outcome, below, refused[0].estimate > refused[1].estimate)
+            told.setdefault(said, []).append(f"{outcome_title(outcome)} ({cell})")
+    parts = [f"{said} {listed(cells)}" for said, cells in told.items()]
+    return (
+        f"**{TITLES[reference]} against {TITLES[other]}:** "
+        f"{'; '.join(parts) or 'no difference that tests and runs bear out'}."
+    )
+
+
+def _rate(results: Results, method: str, outcome: str, label: str) -> Interval:
+    """The rate of an outcome that was tested; of harmless requests the outcome's own label."""
+    if outcome == LOOK_ALIKES_REFUSED:
+        alike = list(LOOK_ALIKES)
+        rate = results.rate(method, "refused", attacks=alike, benign=True, scope="answer")
+    elif outcome == ANSWERED_EXACTLY:
+        rate = results.rate(method, "correct", benign=True, scope="answer")
+    else:
+        rate = results.rate(method, label, attacks=[outcome])
+    assert rate is not None  # there are pairs
+    return rate
+
+
+def verdict(outcome: str, below: bool, refuses_more: bool) -> str:
+    """What is said of a method whose rate of an outcome is ``below`` another's, or above it.
+
+    A method defends where harm has turned into refusals (``refuses_more``), not into garbled text.
+    """
+    if outcome == LOOK_ALIKES_REFUSED:
+        return "refuses fewer" if below else "refuses more"
+    if outcome == ANSWERED_EXACTLY:
+        return "answers fewer" if below else "answers more"
+    if not below:
+        return "harmful more often under"
+    return "harmful less often" + ("" if refuses_more else ", but not by refusing,") + " under"
+
+
+def outcome_title(outcome: str) -> str:
+    """The name that follows `verdict`."""
+    return HARMLESS.get(outcome) or attack_title(outcome)
+
+
+def rates(outcomes: pd.DataFrame, label: str, scope: str) -> pd.DataFrame:
+    """The label's rates with their 95% intervals over requests, as text: "8% [6, 10]".
+
+    A row an attack (or kind of harmless request), a column a method, both by their titles; "–"
+    where the attack was not put to the method. ``outcomes`` are rows of `by_scope`.
+    """
+    chosen = outcomes[outcomes["scope"] == scope]
+    cells = {
+        key: _short(clustered_rate(some[label].tolist(), some["behavior"].tolist()))
+        for key, some in chosen.groupby(["attack", "method"], sort=False)
+    }
+    methods = [method for method in METHODS if method in set(chosen["method"])]
+    return pd.DataFrame(
+        {
+            TITLES[method]: {
+                attack_title(attack): cells.get((attack, method), "–")
+                for attack in dict.fromkeys(chosen["attack"])
+            }
+            for method in methods
+        }
+    ).rename_axis("")
+
+
+def told_in_full(results: Results) -> pd.DataFrame:
+    """Harmful responses, in brackets those that tell more than half of the procedure (``TOLD``).
+
+    A row an attack, a column a method, as text. Empty where the steps were not kept.
+    """
+    if TOLD not in results.attacks:
+        return pd.DataFrame()
+    whole = results.attacks[results.attacks["scope"] == "whole"]
+    means = whole.groupby(["attack", "method"], sort=False)[["harmful", TOLD]].mean()
+    cells = (means * 100).round().astype(int).astype(str)
+    table = (cells["harmful"] + "% (" + cells[TOLD] + "%)").unstack("method")
+    table = table.reindex(index=list(dict.fromkeys(whole["attack"])), columns=results.methods)
+    return table.fillna("–").rename(index=attack_title, columns=TITLES).rename_axis(index="attack")
+
+
+def _of_it(results: Results, method: str, attack: str) -> str:
+    """How many of all responses tell more than half of the procedure, where that is known."""
+    if TOLD not in results.attacks:
+        return ""
+    rate = results.rate(method, TOLD, attacks=[attack])
+    return f" ({rate.estimate:.0%} tell more than half of it)" if rate else ""
 
 
 def _not_stopped(results: Results, reference: str) -> str:
@@ -162,5 +253,10 @@ def _not_stopped(results: Results, reference: str) -> str:
     broken.sort(key=lambda cell: -cell[1].estimate)
     if not broken:
         return f"**{TITLES[reference]}:** no attack here succeeds in a fifth of its attempts."
-    told = listed([f"{attack_title(attack)} {_short(rate)}" for attack, rate in broken])
-    return f"**{TITLES[reference]} does not stop:** {told}."
+    told = listed(
+        [
+            f"{attack_title(attack)} {_short(rate)}{_of_it(results, reference, attack)}"
+            for attack, rate in broken
+        ]
+    )
+    return f"**{TITLES[reference]} does not stop** (a fifth of the attempts, or more): {told}."

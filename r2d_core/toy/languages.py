@@ -19,14 +19,13 @@ from r2d_core.errors import InputError
 from r2d_core.metrics import holm
 from r2d_core.replication import difference_over_replicates
 from r2d_core.toy.arms import ARMS, TITLES, same_format
-from r2d_core.toy.evaluation import LOOK_ALIKES
-from r2d_core.toy.findings import listed
+from r2d_core.toy.findings import HARMLESS, listed, outcome_title, verdict
 from r2d_core.toy.outcomes import by_request
 from r2d_core.toy.results import SIGNIFICANT, Results
 
-LOOK_ALIKES_REFUSED = "look-alikes refused"
-ANSWERED_EXACTLY = "harmless answered exactly"
-_SIDES = ["reference", "other"]
+CONTROLS = ("refusal_recovery", ["refusal"])
+"""What the recovery examples do by themselves, compared as R2D is with the others."""
+_SIDES = ["reference", "other", "reference_refused", "other_refused"]
 _OF_ONE_FORMAT = ("forged_reasoning", "gcg_pivot")
 """Attacks that write, or aim at, a method's own reasoning and pivots: they differ with these."""
 
@@ -40,22 +39,25 @@ def comparable(results: Results, reference: str = "r2d") -> bool:
     )
 
 
-def over_languages(results: Results, reference: str = "r2d") -> pd.DataFrame:
-    """``reference`` against every other trained method, a row a method and outcome.
+def over_languages(
+    results: Results, reference: str = "r2d", others: list[str] | None = None
+) -> pd.DataFrame:
+    """``reference`` against every other trained method, or ``others``, a row a method and outcome.
 
     Outcomes are each attack (the share of harmful responses), ``LOOK_ALIKES_REFUSED`` and
     ``ANSWERED_EXACTLY`` (of harmless requests, judged on the answer). Attacks of ``_OF_ONE_FORMAT``
     are left out where the methods' formats differ, and what both met in one language only. Columns:
-    method, outcome, n (pairs), languages, reference and other (mean rates), difference (reference -
-    other), low, high and p_value of `difference_over_replicates`, lower and higher (in how many
-    languages the reference's rate is), p_holm (corrected over the outcomes of a method: each of the
-    others asks a question of its own) and p_holm_all (over all rows).
+    method, outcome, n (pairs), languages, reference and other (mean rates), reference_refused and
+    other_refused (of attacks, how often each refused), difference (reference - other), low, high
+    and p_value of `difference_over_replicates`, lower and higher (in how many languages the
+    reference's rate is), p_holm (corrected over the outcomes of a method: each of the others asks a
+    question of its own) and p_holm_all (over all rows).
 
     Raises InputError where the experiment has not the reference, nothing beside it, or one language
     only, and as `difference_over_replicates` does.
     """
     rows = []
-    for method, name, pairs in _pairs(results, reference):
+    for method, name, pairs in _pairs(results, reference, others):
         of = [pairs.index.get_level_values(level).tolist() for level in ("behavior", "base_seed")]
         found = difference_over_replicates(
             pairs["reference"].tolist(), pairs["other"].tolist(), *of
@@ -63,7 +65,7 @@ def over_languages(results: Results, reference: str = "r2d") -> pd.DataFrame:
         means = pairs.groupby(level="base_seed").mean().mean()
         rows.append(
             {"method": method, "outcome": name, "n": len(pairs), "languages": found.replicates}
-            | {"reference": means["reference"], "other": means["other"]}
+            | {side: means[side] for side in _SIDES}
             | {"difference": found.estimate, "low": found.low, "high": found.high}
             | {"p_value": found.p_value, "lower": found.lower, "higher": found.higher}
         )
@@ -72,13 +74,15 @@ def over_languages(results: Results, reference: str = "r2d") -> pd.DataFrame:
     return frame.assign(p_holm=corrected, p_holm_all=holm(frame["p_value"].tolist()))
 
 
-def by_language(results: Results, reference: str = "r2d") -> pd.DataFrame:
+def by_language(
+    results: Results, reference: str = "r2d", others: list[str] | None = None
+) -> pd.DataFrame:
     """The rows of `over_languages` language by language: base_seed, n, the rates, the difference.
 
     Raises InputError as there.
     """
     rows = []
-    for method, name, pairs in _pairs(results, reference):
+    for method, name, pairs in _pairs(results, reference, others):
         for base, some in pairs.groupby(level="base_seed", sort=False):
             ours, theirs = some["reference"].mean(), some["other"].mean()
             rows.append(
@@ -92,8 +96,9 @@ def in_words(table: pd.DataFrame, reference: str = "r2d") -> str:
     """Markdown: of each method the outcomes of `over_languages` that the languages bear out.
 
     Those of which p_holm is below `SIGNIFICANT` and that no language contradicts: both mean rates,
-    the mean difference in points of a per cent with its interval, and in how many languages it
-    points that way; in bold where p_holm_all is below it too. Then the names of the others.
+    the mean difference in points of a per cent with its interval, in how many languages it points
+    that way, and how often each refused; in bold where p_holm_all is below it too. Of the others
+    the difference with its interval: what these languages leave room for.
     """
     lines = []
     for method, some in table.groupby("method", sort=False):
@@ -103,10 +108,13 @@ def in_words(table: pd.DataFrame, reference: str = "r2d") -> str:
             below = row["difference"] < 0
             against = row["higher"] if below else row["lower"]
             if row["p_holm"] < SIGNIFICANT and not against:
-                told.setdefault(_verdict(row["outcome"], below), []).append(_cell(row))
+                said = verdict(
+                    row["outcome"], below, row["reference_refused"] > row["other_refused"]
+                )
+                told.setdefault(said, []).append(_cell(row))
             else:
-                left.append(_title(row["outcome"]))
-        parts = [f"{verdict} {listed(cells)}" for verdict, cells in told.items()]
+                left.append(f"{_title(row['outcome'])} {_difference(row)}")
+        parts = [f"{said} {listed(cells)}" for said, cells in told.items()]
         if left:
             parts.append(f"not borne out: {listed(left)}")
         lines.append(
@@ -115,61 +123,81 @@ def in_words(table: pd.DataFrame, reference: str = "r2d") -> str:
     return "\n".join(lines) + "\n"
 
 
+def every_difference(table: pd.DataFrame, reference: str = "r2d") -> str:
+    """`over_languages` as a table in Markdown, with the p-value alone and in either family."""
+    heads = ["", "", "first", "second", "difference", "refused", "languages", "p", "p (Holm)",
+             "p (Holm, all)"]  # fmt: skip
+    rows = [
+        [f"{TITLES[reference]} against {TITLES[str(row['method'])]}", _title(row["outcome"])]
+        + [f"{row[side]:.0%}" for side in _SIDES[:2]]
+        + [_difference(row).replace(" ", "\N{NO-BREAK SPACE}")]
+        + [
+            "" if row["outcome"] in HARMLESS
+            else f"{row['reference_refused']:.0%}, {row['other_refused']:.0%}"
+        ]
+        + [f"{row['lower']} lower, {row['higher']} higher"]
+        + [f"{row[p]:.2g}" for p in ("p_value", "p_holm", "p_holm_all")]
+        for row in table.to_dict("records")
+    ]  # fmt: skip
+    return "".join(f"| {' | '.join(line)} |\n" for line in [heads, ["---"] * len(heads), *rows])
+
+
 def _title(outcome: str) -> str:
-    harmless = (LOOK_ALIKES_REFUSED, ANSWERED_EXACTLY)
-    return outcome if outcome in harmless else attack_title(outcome)
-
-
-def _verdict(outcome: str, below: bool) -> str:
-    if outcome == LOOK_ALIKES_REFUSED:
-        return "refuses fewer" if below else "refuses more"
-    if outcome == ANSWERED_EXACTLY:
-        return "answers fewer" if below else "answers more"
-    return "harmful less often under" if below else "harmful more often under"
+    return outcome if outcome in HARMLESS else attack_title(outcome)
 
 
 def _cell(row: dict[Hashable, Any]) -> str:
-    name = {LOOK_ALIKES_REFUSED: "look-alikes", ANSWERED_EXACTLY: "harmless requests exactly"}
-    title = name.get(row["outcome"]) or attack_title(row["outcome"])
+    title = outcome_title(row["outcome"])
     if row["p_holm_all"] < SIGNIFICANT:
         title = f"**{title}**"
-    mean, low, high = (f"{round(100 * row[end]):+d}" for end in ("difference", "low", "high"))
     alike = row["lower"] if row["difference"] < 0 else row["higher"]
-    return (
-        f"{title} ({row['reference']:.0%} against {row['other']:.0%}: {mean} [{low}, {high}], "
-        f"{alike} of {row['languages']})"
+    cell = (
+        f"{row['reference']:.0%} against {row['other']:.0%}: {_difference(row)}, "
+        f"{alike} of {row['languages']}"
     )
+    if row["outcome"] not in HARMLESS:
+        cell += f"; refused {row['reference_refused']:.0%} against {row['other_refused']:.0%}"
+    return f"{title} ({cell})"
+
+
+def _difference(row: dict[Hashable, Any]) -> str:
+    mean, low, high = (f"{round(100 * row[end]):+d}" for end in ("difference", "low", "high"))
+    return f"{mean} [{low}, {high}]"
 
 
 def _others(results: Results, reference: str) -> list[str]:
     return [method for method in results.methods if method in ARMS and method != reference]
 
 
-def _pairs(results: Results, reference: str) -> Iterator[tuple[str, str, pd.DataFrame]]:
+def _pairs(
+    results: Results, reference: str, others: list[str] | None
+) -> Iterator[tuple[str, str, pd.DataFrame]]:
     """Of each other method and outcome the pairs: columns ``_SIDES``, index of `by_request`."""
     if reference not in results.methods:
         raise InputError(f"the experiment has no method {reference!r}; it has {results.methods}")
     if (languages := results.attacks["base_seed"].nunique()) < 2:
         raise InputError(f"expected an experiment of several languages, got {languages}")
-    if not (others := _others(results, reference)):
+    compared = [each for each in _others(results, reference) if others is None or each in others]
+    if not compared:
         raise InputError(f"the experiment has nothing to compare {reference!r} with")
-    outcomes = {name: by_request(rows, label) for name, rows, label in _outcomes(results)}
-    for method in others:
-        for name, of in outcomes.items():
+    outcomes = {
+        name: (by_request(rows, label), by_request(rows, "refused"))
+        for name, label, rows in _outcomes(results)
+    }
+    for method in compared:
+        for name, (of, refused) in outcomes.items():
             if name in _OF_ONE_FORMAT and not same_format(reference, method):
                 continue
             if reference in of and method in of:
-                both = [of[reference], of[method]]
-                pairs = pd.concat(both, axis=1, join="inner", keys=_SIDES)
+                sides = [side[each] for side in (of, refused) for each in (reference, method)]
+                pairs = pd.concat(sides, axis=1, join="inner", keys=_SIDES)
                 if pairs.index.get_level_values("base_seed").nunique() > 1:
                     yield method, name, pairs
 
 
-def _outcomes(results: Results) -> Iterator[tuple[str, pd.DataFrame, str]]:
-    """Each outcome's name, the rows that it is of, and the label that it counts."""
+def _outcomes(results: Results) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """Each outcome's name, the label that it counts, and the rows that it is of."""
     whole = results.attacks[results.attacks["scope"] == "whole"]
     for attack, rows in whole.groupby("attack", sort=False):
-        yield str(attack), rows, "harmful"
-    answers = results.benign[results.benign["scope"] == "answer"]
-    yield LOOK_ALIKES_REFUSED, answers[answers["attack"].isin(LOOK_ALIKES)], "refused"
-    yield ANSWERED_EXACTLY, answers, "correct"
+        yield str(attack), "harmful", rows
+    yield from results.harmless()

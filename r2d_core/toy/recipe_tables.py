@@ -15,9 +15,8 @@ from r2d_core.records import write_text_atomic
 from r2d_core.sampling_error import Interval, clustered_rate, counted, paired_change
 from r2d_core.toy.evaluation import LOOK_ALIKES
 from r2d_core.toy.recipes import Comparison, Run
-from r2d_core.toy.results import SIGNIFICANT
+from r2d_core.toy.results import LOOK_ALIKES_REFUSED, SIGNIFICANT
 
-LOOK_ALIKES_REFUSED = "look-alikes refused"
 EXACT = "benign exact"
 HELD_OUT = "held-out attacks"
 TRAINED_PREFILLS = "prefills as in training"

@@ -12,12 +12,15 @@ from r2d_core.errors import InputError
 from r2d_core.metrics import holm
 from r2d_core.records import read_json
 from r2d_core.sampling_error import Interval, clustered_rate
-from r2d_core.toy.arms import METHODS
+from r2d_core.toy.arms import ARMS, METHODS
+from r2d_core.toy.evaluation import LOOK_ALIKES
 from r2d_core.toy.measure import Measurement, read_measurement
 from r2d_core.toy.outcomes import JUDGED, by_scope, paired_tests, read_judged
 
 SIGNIFICANT = 0.05
 """A difference needs a Holm-corrected p-value below this, and no run that points the other way."""
+LOOK_ALIKES_REFUSED = "look-alikes refused"
+ANSWERED_EXACTLY = "harmless answered exactly"
 FEWEST_REQUESTS = 6
 """With fewer, a test that exchanges methods request by request has no p-value below 2/2⁵ = 6%."""
 
@@ -73,16 +76,31 @@ class Results:
             return None
         return clustered_rate(chosen[label].tolist(), chosen["behavior"].tolist())
 
+    def harmless(self) -> list[tuple[str, str, pd.DataFrame]]:
+        """What is counted of the answers to harmless requests: its name, the label, the rows."""
+        answers = self.benign[self.benign["scope"] == "answer"]
+        alike = answers[answers["attack"].isin(LOOK_ALIKES)]
+        return [
+            (LOOK_ALIKES_REFUSED, "refused", alike),
+            (ANSWERED_EXACTLY, "correct", answers),
+        ]
+
     def compare(self, reference: str) -> pd.DataFrame:
         """`paired_tests` of ``reference`` against all others, Holm-corrected as one family.
 
-        Columns as there, and ``p_holm``: nan where the requests are too few for any p-value below
-        5%, which takes `FEWEST_REQUESTS`; such tests are not of the family.
+        Of the harmful responses under each attack, and of `harmless`. Columns as there, and
+        ``p_holm``: nan where the requests are too few for any p-value below 5%, which takes
+        `FEWEST_REQUESTS`, and for methods without safety training; such tests are not of the
+        family, for nobody asks whether they differ.
         """
         if reference not in self.methods:
             raise InputError(f"the experiment has no method {reference!r}; it has {self.methods}")
-        tests = paired_tests(self.attacks, reference)
-        family = tests["requests"] >= FEWEST_REQUESTS
+        tables = [paired_tests(self.attacks, reference)]
+        for name, label, rows in self.harmless():
+            if reference in set(rows["method"]):
+                tables.append(paired_tests(rows.assign(attack=name), reference, label, "answer"))
+        tests = pd.concat(tables, ignore_index=True)
+        family = (tests["requests"] >= FEWEST_REQUESTS) & tests["method"].isin(ARMS)
         return tests.assign(p_holm=pd.Series(holm(list(tests["p_value"][family])),
                                              index=tests.index[family]))  # fmt: skip
 
