@@ -1,4 +1,4 @@
-"""JSON files that hold no records: one object, or a log of one object a line."""
+"""Files that hold no records: text, a JSON object, or a log of one object a line."""
 
 from __future__ import annotations
 
@@ -34,13 +34,34 @@ def read_json_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     ]
 
 
-def _content(path: Path) -> bytes:
+def read_text(path: str | os.PathLike[str], expected: str) -> str:
+    """The text of a UTF-8 file, without a byte order mark.
+
+    Raises InputError when there is no such file, which then says what was ``expected``, and
+    "file:line: …" where it is not UTF-8.
+    """
+    return utf8(Path(path), _content(Path(path), expected)).removeprefix("\ufeff")
+
+
+def utf8(path: Path, content: bytes) -> str:
+    """The text that a file's bytes are; InputError "file:line: …" where they are not UTF-8."""
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise InputError(
+            f"{path}:{line}: expected UTF-8 text, found byte {content[error.start]:#04x} "
+            f"({error.reason}); save the file as UTF-8"
+        ) from None
+
+
+def _content(path: Path, expected: str = "JSON") -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
         raise InputError(
-            f"{path}: cannot be read ({error.strerror}), expected JSON; run again what writes it, "
-            "or correct the path"
+            f"{path}: cannot be read ({error.strerror}), expected {expected}; run again what "
+            "writes it, or correct the path"
         ) from None
 
 
