@@ -836,10 +836,25 @@ def test_templates_and_their_files(tmp_path: Path, target: Target) -> None:
         expected = {f"a {asked} b", f"c {asked}", f"d {asked} e", f"f\n\n{asked}"}
         assert {cases[i].prompt for cases in draws} == expected
     assert run("one\ntwo {request}")[0].prompt == f"one\ntwo {BEHAVIORS[0].prompt}"
-    for content, says in (("", "holds no template"), ('["a", 3]', "template 1"), ("[1", "JSON")):
+    marked = run("\ufeff" + many)
+    assert [case.prompt for case in marked] == [case.prompt for case in run(many)]
+    # A letter behind the bracket: a text that begins with a mark or a stage direction, no JSON.
+    assert run("[INSERT PROMPT HERE] Answer.")[0].prompt == f"{BEHAVIORS[0].prompt} Answer."
+    drawn = {run("[Scene] a\r\n---\r\nb\n", number=n)[0].prompt for n in range(2)}
+    assert drawn == {f"[Scene] a\n\n{BEHAVIORS[0].prompt}", f"b\n\n{BEHAVIORS[0].prompt}"}
+    for content, says in (
+        ("", "holds no template"),
+        ('["a", 3]', "template 1"),
+        ("[1", "JSON"),
+        ('["a', "JSON"),
+        ("[" * 200_000, "JSON"),
+    ):
         with pytest.raises(InputError, match=says):
             run(content)
-    with pytest.raises(InputError, match="expected a UTF-8 file"):
+    (tmp_path / "t").write_bytes(b"one\ntw\xff")
+    with pytest.raises(InputError, match="t:2: expected UTF-8 text"):
+        make_attack("templates", file=str(tmp_path / "t")).run(BEHAVIORS, target, MATERIAL, 0)
+    with pytest.raises(InputError, match=r"none: cannot be read \(No such file .* templates"):
         make_attack("templates", file=str(tmp_path / "none")).run(BEHAVIORS, target, MATERIAL, 0)
     with pytest.raises(InputError, match="give file"):
         make_attack("templates").run(BEHAVIORS, target, MATERIAL, 0)
