@@ -557,7 +557,7 @@ def test_harmbenchs_test_cases_before_they_are_merged(tmp_path):
         ('{"bomb": ["p"]}', r"lyrics/test_cases\.json: behavior 'bomb' is in .*bomb/test_cases"),
         ('{"lyrics": []}', r"lyrics/test_cases\.json: behavior 'lyrics' has an empty list"),
         ('{"lyrics": "p"}', r"lyrics/test_cases\.json: expected HarmBench's test cases"),
-        ("{", r"lyrics/test_cases\.json: broken JSON"),
+        ("{", r"lyrics/test_cases\.json: expected a JSON object"),
     ):
         (folder / "lyrics" / "test_cases.json").write_text(text)
         with pytest.raises(InputError, match=message):
@@ -620,7 +620,9 @@ def test_an_artifact_that_is_none_is_named(tmp_path, value, message):
         read_artifact(tmp_path / "a.json")
     for broken in ("{", "[" * 200_000, '{"parameters":' + '{"a":' * 100_000):
         (tmp_path / "b.json").write_text(broken)
-        with pytest.raises(InputError, match="expected an artifact, found broken JSON"):
+        with pytest.raises(InputError, match="expected a JSON object, found broken JSON"):
             read_artifact(tmp_path / "b.json")
-    with pytest.raises(InputError, match="no such file"):
+    with pytest.raises(InputError, match=r"c\.json: cannot be read \(No such file"):
         read_artifact(tmp_path / "c.json")
+    with pytest.raises(InputError, match=r"cannot be read \(Is a directory"):
+        read_artifact(tmp_path)
