@@ -338,11 +338,12 @@ class Lines:
     def __init__(self, patch: pytest.MonkeyPatch, last: float = math.inf) -> None:
         self.written, add = 0, Journal.add
 
-        def counted(journal: Journal, key: str, value: Any) -> None:
-            add(journal, key, value)
-            self.written += 1
-            if self.written == last:
-                raise KeyboardInterrupt
+        def counted(journal: Journal, *entries: tuple[str, Any]) -> None:
+            for entry in entries:  # a batch may be cut off behind any of its lines
+                add(journal, entry)
+                self.written += 1
+                if self.written == last:
+                    raise KeyboardInterrupt
 
         patch.setattr(Journal, "add", counted)
 
@@ -695,6 +696,23 @@ def test_the_same_question_again_gets_its_next_answer(tmp_path: Path) -> None:
     assert answers(inner, "abaab") == ["1", "3", "2", "1", "2"]
     assert inner.asked == ["a", "b"]
     assert answers(Numbering(), "aaabb") == ["1", "2", "1", "3", "2"]
+
+
+def test_the_answers_of_a_batch_are_written_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = RecordedGenerator(Echo(), Journal(tmp_path / "journal"), "target")
+    synced: list[int] = []
+    monkeypatch.setattr("os.fsync", synced.append)
+    generator.generate([Request(str(n)) for n in range(512)], 4)
+    assert len(synced) == 1
+
+
+@pytest.mark.parametrize("line", ["[1", "[1, 2]", '["a"]', '{"a": 1, "b": 2}', "7"])
+def test_a_line_that_is_no_entry_is_named(tmp_path: Path, line: str) -> None:
+    (tmp_path / "journal").write_text(f'["a", 1]\n{line}\n["b", ')
+    with pytest.raises(InputError, match=r"journal:2: expected .*; delete the file to begin the"):
+        Journal(tmp_path / "journal")
 
 
 @pytest.mark.parametrize("name", [*ASKING, "zero_shot", "gcg_multi"])

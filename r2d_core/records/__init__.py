@@ -28,6 +28,7 @@ from r2d_core.records.jsonl import (
     write_jsonl,
     write_text_atomic,
 )
+from r2d_core.records.logs import append_log, read_log
 from r2d_core.records.reading import (
     read_behaviors,
     read_completions,
@@ -43,6 +44,7 @@ __all__ = [
     "Completion",
     "TestCase",
     "Verdict",
+    "append_log",
     "atomic_directory",
     "make_artifact",
     "read_artifact",
@@ -51,6 +53,7 @@ __all__ = [
     "read_json",
     "read_json_lines",
     "read_jsonl",
+    "read_log",
     "read_test_cases",
     "read_text",
     "read_verdicts",

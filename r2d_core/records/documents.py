@@ -16,7 +16,7 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises InputError when there is no such file, and for broken JSON and what is no object.
     """
     return _object(
-        _content(Path(path)),
+        content_of(Path(path)),
         str(path),
         "the file may be cut off: mend it, or delete it and run again what writes it",
     )
@@ -29,7 +29,7 @@ def read_json_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """
     return [
         _object(line, f"{path}:{number}", "the line may be cut off: mend or delete it")
-        for number, line in enumerate(_content(Path(path)).splitlines(), start=1)
+        for number, line in enumerate(content_of(Path(path)).splitlines(), start=1)
         if line.strip()
     ]
 
@@ -40,7 +40,7 @@ def read_text(path: str | os.PathLike[str], expected: str) -> str:
     Raises InputError when there is no such file, which then says what was ``expected``, and
     "file:line: …" where it is not UTF-8.
     """
-    return utf8(Path(path), _content(Path(path), expected)).removeprefix("\ufeff")
+    return utf8(Path(path), content_of(Path(path), expected)).removeprefix("\ufeff")
 
 
 def utf8(path: Path, content: bytes) -> str:
@@ -55,7 +55,8 @@ def utf8(path: Path, content: bytes) -> str:
         ) from None
 
 
-def _content(path: Path, expected: str = "JSON") -> bytes:
+def content_of(path: Path, expected: str = "JSON") -> bytes:
+    """A file's bytes; InputError, which says what was ``expected``, where they cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:
