@@ -44,7 +44,9 @@ def test_a_batch_is_on_the_disk_at_once(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_broken_line_is_named(tmp_path: Path, line: bytes) -> None:
     log = tmp_path / "log.jsonl"
     log.write_bytes(b"[1]\n" + line + b"\n[3]\n")
-    with pytest.raises(InputError, match=r"log\.jsonl:2: expected JSON, found .*; mend it$"):
+    with pytest.raises(
+        InputError, match=r"log\.jsonl:2: expected a line of JSON, found .*; mend it$"
+    ):
         read_log(log, "mend it")
 
 

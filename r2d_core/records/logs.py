@@ -24,7 +24,9 @@ def read_log(path: Path, mend: str) -> list[Any]:
         try:
             values.append(json.loads(line))
         except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}:{number}: expected JSON, found {error}; {mend}") from None
+            raise InputError(
+                f"{path}:{number}: expected a line of JSON, found broken JSON ({error}); {mend}"
+            ) from None
     return values
 
 
