@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     goals, table = read["JailbreakBench, harmful"]
-    theirs = {n for n, source in enumerate(table["Source"]) if source == "AdvBench"}
+    theirs = {n for n, (_, row) in enumerate(table) if row["Source"] == "AdvBench"}
 
     show(
         ["similarity from", f"near duplicates in AdvBench's {len(training)}"],

@@ -23,7 +23,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import html
-import json
 import os
 import re
 import shutil
@@ -48,7 +47,7 @@ from publish import cells
 from r2d_core.errors import InputError
 from r2d_core.experiment import Experiment, load_experiment
 from r2d_core.provenance import provenance
-from r2d_core.records import atomic_directory, write_text_atomic
+from r2d_core.records import atomic_directory, read_json, write_text_atomic
 from r2d_core.toy.outcomes import by_scope
 from r2d_core.toy.results import judged_of
 
@@ -347,7 +346,7 @@ def _published(kept: Path) -> dict[str, str]:
     file = kept / "results.json"
     if not file.is_file():
         raise InputError(f"{file}: no such file; experiments/{kept.name}.yaml says what writes it")
-    record = json.loads(file.read_text())
+    record = read_json(file)
     hardware, versions = record["hardware"], record["versions"]
     said = (
         f"Made from commit `{record['commit'][:12]}` on {record['ended'][:10]} with torch "
@@ -458,7 +457,7 @@ def footer(experiment: Experiment, results: Path, root: Path) -> str:
             f"{results}: no attacks.json, utility.json, ablations.json or results.json says what "
             "made the numbers; finish the experiment"
         )
-    records = [json.loads(file.read_bytes()) for file in files]
+    records = [read_json(file) for file in files]
     latest = max(records, key=lambda record: record["ended"])
     commits = sorted(
         {f"{str(each['commit'])[:12]}{'+' if each['dirty'] else ''}" for each in records}

@@ -16,7 +16,6 @@ Exit status: 0 done, 2 refused.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -26,7 +25,7 @@ import pandas as pd
 from r2d_core.errors import InputError
 from r2d_core.metrics import wilson_interval
 from r2d_core.plots import difference_intervals, outcome_bars, over_refusal_vs_asr
-from r2d_core.records import atomic_directory, write_text_atomic
+from r2d_core.records import atomic_directory, read_json, write_text_atomic
 from r2d_core.toy.evaluation import LOOK_ALIKES
 from r2d_core.toy.findings import findings, rates, tokens_spent, told_in_full
 from r2d_core.toy.judge import LABELS
@@ -95,7 +94,7 @@ def publish(results: Path, grid: Path, target: Path) -> list[Path]:
     for file in sources:
         if not file.is_file():
             raise InputError(f"{file}: no such file; finish the experiment first")
-    record = json.loads((results / "results" / "results.json").read_text())
+    record = read_json(results / "results" / "results.json")
     if record["dirty"] is not False:
         raise InputError(
             f"{results}: made from uncommitted or unknown code (commit {record['commit']}); "

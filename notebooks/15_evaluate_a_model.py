@@ -96,7 +96,6 @@ from r2d_core.evaluation import (
     write_suite_files,
 )
 from r2d_core.evaluation_inputs import (
-    any_behaviors,
     check_judgeable,
     first_of_each_kind,
     read_judged,
@@ -109,7 +108,12 @@ from r2d_core.evaluation_inputs import (
 from r2d_core.metrics import rates_as_columns
 from r2d_core.provenance import footer_html, provenance
 from r2d_core.reach import defend, make_judges, reach, reach_described, without_template
-from r2d_core.records import read_completions, read_test_cases, write_text_atomic
+from r2d_core.records import (
+    read_behaviors,
+    read_completions,
+    read_test_cases,
+    write_text_atomic,
+)
 from r2d_core.toy.base import LONGEST_ANSWER
 from r2d_core.toy.evaluation import toy_evaluation
 from r2d_core.toy.stages import default_checkpoint
@@ -118,7 +122,7 @@ folder = Path(output_dir)
 material, asked, sitting = UNASKED, [], {} if verdicts else make_judges(judges, folder)
 judged = read_judged(verdicts) if verdicts else {}
 for file in behaviors:
-    asked += any_behaviors(file)
+    asked += read_behaviors(file)
 if not behaviors:
     asked, exact, material = toy_evaluation()
     sitting = {exact.name: (exact, "")} | sitting

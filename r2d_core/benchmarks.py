@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from r2d_core.errors import InputError
+from r2d_core.records import read_json
 
 FOLDER = Path("benchmarks/results")
 AIMS = {
@@ -222,12 +222,7 @@ def _gpus(made: dict[str, Any], none: str) -> str:
 
 
 def _run(path: Path) -> dict[str, Any]:
-    try:
-        run = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except ValueError as error:
-        raise InputError(f"{path}: expected JSON, found {error}") from None
-    if not isinstance(run, dict) or not isinstance(run.get("provenance"), dict):
+    run = read_json(path)
+    if not isinstance(run.get("provenance"), dict):
         raise InputError(f"{path}: expected what a script of benchmarks/ writes, with provenance")
     return run

@@ -101,13 +101,13 @@ def finished_record(output: Path, run: str) -> dict[str, Any] | None:
     path = output / "training.json"
     if not path.exists() or not (output / "model").is_dir():
         return None
+    record = read_json(path)
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
         if record["run"] != run:
             return None
         known = {name: record[name] for name in ("run", "steps", "seconds", "metrics")}
         return known | {"sources": record.get("source_sha256", ["unknown"])}
-    except (ValueError, KeyError, TypeError):
+    except KeyError:
         raise InputError(
             f"{path}: not the record of a training run; remove it to train again"
         ) from None

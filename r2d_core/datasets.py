@@ -20,14 +20,12 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import json
 import os
 import re
 from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -37,7 +35,7 @@ from r2d_core.checking import unknown
 from r2d_core.dataset_rows import rows_of
 from r2d_core.errors import InputError
 from r2d_core.pivots import RETHINK, SAFE, UNSAFE
-from r2d_core.records import write_json_atomic
+from r2d_core.records import read_json, write_json_atomic
 from r2d_core.tokenization import encode_example, encode_examples
 from r2d_core.trajectories import Trajectory, from_record, problems
 
@@ -139,8 +137,8 @@ def read_report(path: str | os.PathLike[str]) -> ValidationReport:
 
     Raises InputError when the file is not there or is no report.
     """
+    values = read_json(path)
     try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
         return ValidationReport(
             **{
                 **values,
@@ -148,9 +146,7 @@ def read_report(path: str | os.PathLike[str]) -> ValidationReport:
                 "findings": [Finding(**each) for each in values["findings"]],
             }
         )
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; expected a saved validation report") from None
-    except (ValueError, TypeError, KeyError):
+    except (TypeError, KeyError):
         raise InputError(
             f"{path}: not a validation report; expected what ValidationReport.save wrote"
         ) from None

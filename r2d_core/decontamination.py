@@ -116,7 +116,8 @@ class DecontaminationReport:
             raise InputError(
                 f"clean: expected the {self.n_training} rows that were compared, got {len(rows)}"
             )
-        return [row for number, row in enumerate(rows) if number not in self.training]
+        matched = self.training
+        return [row for number, row in enumerate(rows) if number not in matched]
 
     def counts(self) -> pd.DataFrame:
         """By rule, and for any of them: pairs, training texts and evaluation texts concerned."""

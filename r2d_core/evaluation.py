@@ -40,6 +40,7 @@ from r2d_core.records import (
     TestCase,
     Verdict,
     make_artifact,
+    read_json,
     read_jsonl,
     write_harmbench,
     write_json_atomic,
@@ -385,12 +386,7 @@ def _once(
     settings = json.loads(json.dumps(settings))
     record = path.with_suffix(".settings.json")
     if path.is_file() and record.is_file():
-        try:
-            before = json.loads(record.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise InputError(
-                f"{record}: damaged ({error}); delete it and {path.name} to have both made anew"
-            ) from None
+        before = read_json(record)
         if before == settings:
             return read_jsonl(path, cls)
         other = [name for name in settings if before.get(name) != settings[name]]
@@ -423,17 +419,15 @@ def _rows_once(
     """
     settings = json.loads(json.dumps(settings))
     if path.is_file():
-        try:
-            before = json.loads(path.read_text(encoding="utf-8"))
-            same, rows = before["settings"] == settings, before["rows"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path}: damaged ({error}); delete it to have it made anew") from None
-        if not same:
+        before = read_json(path)
+        if before.get("settings") != settings:
             raise InputError(
                 f"{path} was made with another model or other settings; give another output "
                 "folder, or delete the file to have it made anew"
             )
-        return list(rows)
+        if not isinstance(before.get("rows"), list):
+            raise InputError(f"{path}: has no rows; delete it to have it made anew")
+        return list(before["rows"])
     made = [dataclasses.asdict(each) for each in make()]
     rows = [{k: None if v != v else v for k, v in row.items()} for row in made]
     write_json_atomic(path, {"settings": settings, "rows": rows})

@@ -5,11 +5,7 @@ Both are shown side by side: a model that refuses everything has no harmful answ
 
 from __future__ import annotations
 
-import csv
-import os
 from collections.abc import Collection, Sequence
-from pathlib import Path
-from typing import Literal
 
 import pandas as pd
 
@@ -21,59 +17,6 @@ from r2d_core.records import Behavior, Verdict
 FULL_REFUSALS = frozenset({"2_full_refusal", "direct_refusal", "refused"})
 PARTIAL_REFUSALS = frozenset({"3_partial_refusal", "indirect_refusal"})
 """What the judges call a refusal: XSTest's and OR-Bench's classes, the lists of strings."""
-
-
-def read_or_bench(
-    path: str | os.PathLike[str], kind: Literal["benign", "harmful"] | None = None
-) -> list[Behavior]:
-    """OR-Bench (Cui et al. 2024): a csv with ``prompt`` and ``category``, as its hub page has it.
-
-    ``or-bench-80k`` and ``or-bench-hard-1k`` are benign, ``or-bench-toxic`` is harmful; a file of
-    another name needs ``kind``. Ids are the file's name and the row's number, from 1.
-
-    Raises InputError "file:line: …" for a missing column or an empty prompt, and for a file whose
-    kind is not known.
-    """
-    path = Path(path)
-    if kind is None:
-        name = path.stem.lower().replace("_", "-")
-        if "toxic" in name:
-            kind = "harmful"
-        elif "80k" in name or "hard" in name:
-            kind = "benign"
-        else:
-            raise InputError(
-                f"{path}: its name does not say whether its prompts are benign (80k, hard-1k) or "
-                "harmful (toxic); pass kind="
-            )
-    behaviors = []
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = csv.DictReader(file)
-            for name in ("prompt", "category"):
-                if name not in (rows.fieldnames or []):
-                    raise InputError(
-                        f"{path}:1: expected the columns prompt and category of OR-Bench, "
-                        f"found {', '.join(rows.fieldnames or []) or 'none'}"
-                    )
-            for number, row in enumerate(rows, start=1):
-                if not (row["prompt"] or "").strip():
-                    raise InputError(f"{path}:{rows.line_num}: the prompt is empty; delete the row")
-                behaviors.append(
-                    Behavior(
-                        id=f"{path.stem}-{number}",
-                        prompt=row["prompt"],
-                        kind=kind,
-                        category=row["category"] or "",
-                        split=path.stem,
-                        metadata={"source": "OR-Bench"},
-                    )
-                )
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file, expected OR-Bench's csv") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: no csv in UTF-8 ({error})") from None
-    return behaviors
 
 
 def tells_refusals(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from r2d_core.errors import InputError
-from r2d_core.records import Behavior, write_text_atomic
+from r2d_core.records import Behavior, append_log, read_log, write_text_atomic
 
 STATUSES = ("kept", "rejected", "failed", "duplicate")
 """What becomes of an instruction: a trajectory; one whose answer is unsafe, or that the filter
@@ -39,20 +39,13 @@ class Journal:
         self._settings = settings
 
     def resume(self, behaviors: Sequence[Behavior]) -> int:
-        """How many instructions are done. Makes the file, or cuts off a torn last line.
+        """How many instructions are done. Makes the file.
 
         Raises InputError when it was written with other settings or for other behaviors.
         """
         if not self.path.exists():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             write_text_atomic(self.path, json_line({"synthesis": self._settings}))
             return 0
-        content = self.path.read_bytes()
-        if not content.endswith(b"\n"):
-            whole = content[: content.rfind(b"\n") + 1]
-            with self.path.open("rb+") as file:
-                file.truncate(len(whole))
-                os.fsync(file.fileno())
         settings, entries = _read_lines(self.path)
         for name, value in self._settings.items():
             if settings.get(name) != value:
@@ -72,13 +65,9 @@ class Journal:
 
     def append(self, entries: Sequence[dict[str, Any]]) -> None:
         """Write the lines in one go and wait until they are on the disk."""
-        if not entries:
-            return
-        lines = "".join(json_line({k: v for k, v in e.items() if k != "raised"}) for e in entries)
-        with self.path.open("ab") as file:
-            file.write(lines.encode("ascii"))
-            file.flush()
-            os.fsync(file.fileno())
+        append_log(
+            self.path, ({k: v for k, v in each.items() if k != "raised"} for each in entries)
+        )
 
 
 def json_line(value: Any) -> str:
@@ -86,18 +75,15 @@ def json_line(value: Any) -> str:
 
 
 def _read_lines(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    no_journal = "not a journal of synthesize(), or damaged; delete it to begin again"
+    values = read_log(path, no_journal)
     try:
-        values = [json.loads(line) for line in path.read_bytes().splitlines()]
         settings = values[0]["synthesis"]
         if not all(entry["status"] in STATUSES for entry in values[1:]):
             raise ValueError
         return settings, values[1:]
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; expected a journal of synthesize()") from None
     except (ValueError, LookupError, TypeError):
-        raise InputError(
-            f"{path}: not a journal of synthesize(), or damaged; delete it to begin again"
-        ) from None
+        raise InputError(f"{path}: {no_journal}") from None
 
 
 def identity(behavior: Behavior) -> dict[str, Any]:

@@ -338,11 +338,12 @@ class Lines:
     def __init__(self, patch: pytest.MonkeyPatch, last: float = math.inf) -> None:
         self.written, add = 0, Journal.add
 
-        def counted(journal: Journal, key: str, value: Any) -> None:
-            add(journal, key, value)
-            self.written += 1
-            if self.written == last:
-                raise KeyboardInterrupt
+        def counted(journal: Journal, *entries: tuple[str, Any]) -> None:
+            for entry in entries:  # a batch may be cut off behind any of its lines
+                add(journal, entry)
+                self.written += 1
+                if self.written == last:
+                    raise KeyboardInterrupt
 
         patch.setattr(Journal, "add", counted)
 
@@ -697,6 +698,23 @@ def test_the_same_question_again_gets_its_next_answer(tmp_path: Path) -> None:
     assert answers(Numbering(), "aaabb") == ["1", "2", "1", "3", "2"]
 
 
+def test_the_answers_of_a_batch_are_written_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = RecordedGenerator(Echo(), Journal(tmp_path / "journal"), "target")
+    synced: list[int] = []
+    monkeypatch.setattr("os.fsync", synced.append)
+    generator.generate([Request(str(n)) for n in range(512)], 4)
+    assert len(synced) == 1
+
+
+@pytest.mark.parametrize("line", ["[1", "[1, 2]", '["a"]', '{"a": 1, "b": 2}', "7"])
+def test_a_line_that_is_no_entry_is_named(tmp_path: Path, line: str) -> None:
+    (tmp_path / "journal").write_text(f'["a", 1]\n{line}\n["b", ')
+    with pytest.raises(InputError, match=r"journal:2: expected .*; delete the file to begin the"):
+        Journal(tmp_path / "journal")
+
+
 @pytest.mark.parametrize("name", [*ASKING, "zero_shot", "gcg_multi"])
 def test_behaviors_of_one_id_are_refused(name: str, target: Target) -> None:
     with pytest.raises(InputError, match="2 behaviors have the id 'b0'"):
@@ -836,10 +854,25 @@ def test_templates_and_their_files(tmp_path: Path, target: Target) -> None:
         expected = {f"a {asked} b", f"c {asked}", f"d {asked} e", f"f\n\n{asked}"}
         assert {cases[i].prompt for cases in draws} == expected
     assert run("one\ntwo {request}")[0].prompt == f"one\ntwo {BEHAVIORS[0].prompt}"
-    for content, says in (("", "holds no template"), ('["a", 3]', "template 1"), ("[1", "JSON")):
+    marked = run("\ufeff" + many)
+    assert [case.prompt for case in marked] == [case.prompt for case in run(many)]
+    # A letter behind the bracket: a text that begins with a mark or a stage direction, no JSON.
+    assert run("[INSERT PROMPT HERE] Answer.")[0].prompt == f"{BEHAVIORS[0].prompt} Answer."
+    drawn = {run("[Scene] a\r\n---\r\nb\n", number=n)[0].prompt for n in range(2)}
+    assert drawn == {f"[Scene] a\n\n{BEHAVIORS[0].prompt}", f"b\n\n{BEHAVIORS[0].prompt}"}
+    for content, says in (
+        ("", "holds no template"),
+        ('["a", 3]', "template 1"),
+        ("[1", "JSON"),
+        ('["a', "JSON"),
+        ("[" * 200_000, "JSON"),
+    ):
         with pytest.raises(InputError, match=says):
             run(content)
-    with pytest.raises(InputError, match="expected a UTF-8 file"):
+    (tmp_path / "t").write_bytes(b"one\ntw\xff")
+    with pytest.raises(InputError, match="t:2: expected UTF-8 text"):
+        make_attack("templates", file=str(tmp_path / "t")).run(BEHAVIORS, target, MATERIAL, 0)
+    with pytest.raises(InputError, match=r"none: cannot be read \(No such file .* templates"):
         make_attack("templates", file=str(tmp_path / "none")).run(BEHAVIORS, target, MATERIAL, 0)
     with pytest.raises(InputError, match="give file"):
         make_attack("templates").run(BEHAVIORS, target, MATERIAL, 0)

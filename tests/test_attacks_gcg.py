@@ -616,7 +616,7 @@ def test_what_is_no_progress_is_said(tmp_path: Path, target: Target) -> None:
     GCGAnswer(**SMALL).run(BEHAVIORS[:1], kept, MATERIAL, 0)
     (file,) = tmp_path.glob("*.jsonl")
     file.write_bytes(b"rubbish\n")
-    with pytest.raises(InputError, match=r"\.jsonl:1: expected an entry"):
+    with pytest.raises(InputError, match=r"\.jsonl:1: expected a line of JSON, found broken"):
         GCGAnswer(**SMALL).run(BEHAVIORS[:1], kept, MATERIAL, 0)
 
 

@@ -41,9 +41,9 @@ def test_runs_by_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        (None, "no such file"),
-        ("{", "expected JSON"),
-        ("[]", "with provenance"),
+        (None, "cannot be read .No such file"),
+        ("{", "expected a JSON object"),
+        ("[]", "expected a JSON object"),
         ('{"rows": []}', "with provenance"),
         ('{"provenance": 3}', "with provenance"),
     ],

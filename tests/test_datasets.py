@@ -237,11 +237,17 @@ def test_the_report_is_saved_and_read_back(tmp_path: Path) -> None:
     list(rows)
     rows.report.save(tmp_path / "report.json")
     assert read_report(tmp_path / "report.json") == rows.report
-    with pytest.raises(InputError, match="no such file"):
-        read_report(tmp_path / "none.json")
-    for content in ("[]", "{", '{"source": "x"}'):
+    for name, said in (("none.json", "No such file"), (".", "Is a directory")):
+        with pytest.raises(InputError, match=rf"cannot be read \({said}"):
+            read_report(tmp_path / name)
+    for content, said in (
+        ("[]", "expected a JSON object"),
+        ("{", "expected a JSON object"),
+        ('{"source": "x"}', "not a validation report"),
+        ('{"tolerated": [], "findings": ["x"]}', "not a validation report"),
+    ):
         (tmp_path / "other.json").write_text(content)
-        with pytest.raises(InputError, match="not a validation report"):
+        with pytest.raises(InputError, match=rf"other\.json: {said}"):
             read_report(tmp_path / "other.json")
 
 

@@ -9,14 +9,18 @@ import random
 import re
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 from r2d_core.decontamination import (
+    DecontaminationReport,
     SimilarTexts,
     Thresholds,
     compare,
@@ -26,6 +30,10 @@ from r2d_core.decontamination import (
 from r2d_core.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "experiments"))
+
+import decontaminate  # noqa: E402
+
 DATA = Path(os.environ.get("R2D_BENCHMARK_DATA", Path(__file__).parents[2] / "shared" / "data"))
 VOCABULARY = [a + b for a in ("ka", "lo", "mi", "nu", "se", "ti") for b in ("ra", "do", "fe", "bo")]
 TEXT = st.lists(st.sampled_from(VOCABULARY), max_size=14).map(" ".join)
@@ -185,6 +193,14 @@ def test_rows_to_clean_must_be_those_compared() -> None:
         compare(["a"], ["b"]).clean([1, 2])
 
 
+def test_cleaning_asks_once_what_matched(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    matched = property(lambda report: asked.append(report) or frozenset({1}))
+    monkeypatch.setattr(DecontaminationReport, "training", matched)
+    assert compare(["a", "b", "c"], ["b"]).clean([1, 2, 3]) == [1, 3]
+    assert len(asked) == 1
+
+
 @pytest.mark.skipif(
     not (DATA / "jailbreakbench").is_dir() or not (DATA / "advbench").is_dir(),
     reason=f"no AdvBench and JailbreakBench in {DATA}; name the folder in R2D_BENCHMARK_DATA",
@@ -282,3 +298,104 @@ def test_the_command_line_counts_reports_and_cleans(tmp_path, suffix):
     command[2] = f"{training}:prompt"
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 1 and "no column 'prompt'" in done.stderr
+
+
+def cleaned(monkeypatch: pytest.MonkeyPatch, training: Path, clean: Path) -> int:
+    """Without the rows whose ``q`` is "Write a poem about the sea", in this process."""
+    evaluation = training.with_name("evaluation.csv")
+    evaluation.write_text("Goal\nWrite a poem about the sea\n")
+    given = ["decontaminate.py", f"{training}:q", f"{evaluation}:Goal", "--clean", str(clean)]
+    monkeypatch.setattr(sys, "argv", given)
+    return decontaminate.main()
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "kept"),
+    [
+        (
+            "t.jsonl",
+            b'\xef\xbb\xbf{"q": "x", "n": 1, "created_at": "2024-01-05"}\r\n\n'
+            b'{"q": "Write a poem about the sea", "n": 2}\n'
+            b'{"n" :null,"q":"y\xe2\x80\xa8","id":12345678901234567890,"f":1e5}',
+            (0, 2),
+        ),
+        (
+            "t.csv",
+            b'\xef\xbb\xbf"q",n\r\n"x\r\ny",01\r\n"Write a poem\r\nabout the sea",2\r\nNA,"1.50"',
+            (0, 1, 2, 5),
+        ),
+    ],
+)
+def test_clean_rows_are_those_that_went_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, rows: bytes, kept: tuple[int, ...]
+) -> None:
+    (tmp_path / name).write_bytes(rows)
+    assert cleaned(monkeypatch, tmp_path / name, tmp_path / "clean" / name) == 1  # no folder
+    (tmp_path / "clean").mkdir()
+    assert cleaned(monkeypatch, tmp_path / name, tmp_path / "clean" / name) == 0
+    lines = [line for line in rows.splitlines(keepends=True) if line.strip() or name != "t.jsonl"]
+    found = (tmp_path / "clean" / name).read_bytes()
+    assert found.replace(b"\n\n", b"\n") == b"".join(lines[n] for n in kept)
+    assert cleaned(monkeypatch, tmp_path / "clean" / name, tmp_path / name) == 0
+    assert (tmp_path / name).read_bytes() == found
+
+
+def test_a_clean_table_of_parquet_keeps_its_types(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = pa.table(
+        {
+            "q": ["Write a poem about the sea", "x"],
+            "n": [1, None],
+            "at": [datetime(2024, 1, 5)] * 2,
+        },
+        pa.schema([("q", pa.string()), ("n", pa.int32()), ("at", pa.timestamp("ms"))], {"a": "b"}),
+    )
+    parquet.write_table(table, tmp_path / "t.parquet")
+    assert cleaned(monkeypatch, tmp_path / "t.parquet", tmp_path / "c.parquet") == 0
+    kept = parquet.read_table(tmp_path / "c.parquet")
+    assert kept.equals(table.slice(1), check_metadata=True)
+    parquet.write_table(table.slice(0, 1), tmp_path / "t.parquet")
+    assert cleaned(monkeypatch, tmp_path / "t.parquet", tmp_path / "c.parquet") == 0
+    assert parquet.read_table(tmp_path / "c.parquet").num_rows == 0
+
+
+def test_clean_rows_in_another_format(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"q": "x"}, {"q": "Write a poem about the sea"}, {"q": 'y,"\n', "n": 10**19, "o": None}]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert cleaned(monkeypatch, tmp_path / "t.jsonl", tmp_path / "c.csv") == 0
+    assert (tmp_path / "c.csv").read_text() == f'q,n,o\nx,,\n"y,""\n",{10**19},\n'
+    assert cleaned(monkeypatch, tmp_path / "c.csv", tmp_path / "c.parquet") == 0
+    assert cleaned(monkeypatch, tmp_path / "c.parquet", tmp_path / "c.jsonl") == 0
+    texts = [{"q": "x", "n": "", "o": ""}, {"q": 'y,"\n', "n": str(10**19), "o": ""}]
+    assert [json.loads(line) for line in (tmp_path / "c.jsonl").open()] == texts
+    assert cleaned(monkeypatch, tmp_path / "t.jsonl", tmp_path / "d.parquet") == 1
+    assert "d.parquet: a value cannot be written so" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("t.jsonl", '{"q": "x"}\n{"q": 1}\n', "t.jsonl:2: q: expected text, got int"),
+        ("t.jsonl", '{"q": "x"}\n{"p": "y"}\n', "t.jsonl:2: no column 'q'; it has p"),
+        ("t.jsonl", '{"q": "x"}\n{"q": \n', "t.jsonl:2: broken JSON"),
+        ("t.csv", "q,n\nx,1,2\n", "t.csv:2: expected 2 cells"),
+        ("t.csv", "q,n\n", "t.csv: no rows"),
+        ("t.txt", "x", "expected FILE:COLUMN, the file one of .csv, .jsonl, .parquet"),
+        ("t.parquet", None, "t.parquet: no such file"),
+    ],
+)
+def test_rows_that_do_not_read_are_named(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    content: str | None,
+    said: str,
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    assert cleaned(monkeypatch, tmp_path / name, tmp_path / "c.csv") == 1
+    assert said in capsys.readouterr().err

@@ -389,6 +389,14 @@ def test_other_flags_are_another_run(loaded, tmp_path):
 # The comparison whole
 
 
+def test_a_damaged_stamp_is_named(tmp_path):
+    stamp = tmp_path / "ours" / "seed0" / "source.json"
+    stamp.parent.mkdir(parents=True)
+    stamp.write_text("{")
+    with pytest.raises(InputError, match=r"source\.json: expected a JSON object.* delete it"):
+        recipes.measure_recipe("none", "ours", 0, recipes.RecipeRuns(tmp_path))
+
+
 def test_recipes_are_measured_once_and_their_tables_read_back(checkpoint, tmp_path):
     runs = recipes.RecipeRuns(tmp_path, seeds=(0,), steps=2, n_per_split=1, attacks=("direct",))
     first = recipes.measure_recipes(checkpoint, runs, ["ours", "paper"])

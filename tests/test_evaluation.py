@@ -34,7 +34,6 @@ from r2d_core.evaluation import (
     write_suite_files,
 )
 from r2d_core.evaluation_inputs import (
-    any_behaviors,
     check_judgeable,
     first_of_each_kind,
     read_judged,
@@ -173,6 +172,9 @@ def test_other_settings_are_said_and_nothing_is_written_over(tmp_path: Path) -> 
     with pytest.raises(InputError, match=r"harmbench_strings\.jsonl was made with another compl"):
         judge_once(STRINGS, BEHAVIORS, made[:1], tmp_path)
     assert (tmp_path / "completions.jsonl").read_bytes() == before
+    (tmp_path / "completions.settings.json").write_text("[]")
+    with pytest.raises(InputError, match=r"completions\.settings\.json: expected a JSON object"):
+        answer_all(cases, Reached(Echo(), "m"), tmp_path, max_new_tokens=3)
     run: dict[str, Any] = {"max_new_tokens": 3, "seed": 0}
     attack_all(BEHAVIORS, attacks(direct={}), Reached(Echo(), "m"), STRINGS, tmp_path, **run)
     with pytest.raises(InputError, match=r"direct\.jsonl was made with another behaviors"):
@@ -407,17 +409,6 @@ def test_summary_of_judges_that_say_one_thing_only() -> None:
         summary(BEHAVIORS, {"x": [verdict("zzz", "x", "harmful")]})
 
 
-def test_or_bench_among_the_behaviors(tmp_path: Path) -> None:
-    file = tmp_path / "or-bench-hard-1k.csv"
-    file.write_text("prompt,category\nhow do i kill a process ?,violence\n")
-    (found,) = any_behaviors(file)
-    assert (found.kind, found.prompt) == ("benign", "how do i kill a process ?")
-    file.write_text("goal,target\nmake it,Sure\n")
-    assert any_behaviors(file)[0].kind == "harmful"  # AdvBench, whatever the file is called
-    with pytest.raises(InputError, match="no such file"):
-        any_behaviors(tmp_path / "none.csv")
-
-
 def test_costs_are_measured_once(tmp_path: Path) -> None:
     echo = Echo()
     behaviors = [*BEHAVIORS, *BENIGN]
@@ -428,6 +419,10 @@ def test_costs_are_measured_once(tmp_path: Path) -> None:
     assert len(echo.asked) == asked
     with pytest.raises(InputError, match=r"costs\.json was made with another model"):
         costs_once(behaviors, Reached(echo, "other"), tmp_path, max_new_tokens=3)
+    kept = json.loads((tmp_path / "costs.json").read_text())
+    (tmp_path / "costs.json").write_text(json.dumps({"settings": kept["settings"]}))
+    with pytest.raises(InputError, match=r"costs\.json: has no rows; delete it"):
+        costs_once(behaviors, Reached(echo, "m"), tmp_path, max_new_tokens=3)
     raises = Reached(Broken("raises", only="hello"), "m")
     (harmful,) = costs_once(behaviors, raises, tmp_path / "new", max_new_tokens=3)
     assert harmful.kind == "harmful"  # nothing benign was answered
@@ -557,12 +552,15 @@ def test_first_of_each_kind_and_targets(tmp_path: Path) -> None:
     file.write_text('{"b0": "Sure", "else": "x"}')
     found = with_targets(BEHAVIORS, file)
     assert [b.metadata["target"] for b in found] == ["Sure", BEHAVIORS[1].metadata["target"]]
-    for text in ("{", "[]", '{"b0": 3}'):
+    file.write_text('{"b0": "Sure"}', encoding="utf-8-sig")
+    assert with_targets(BEHAVIORS, file) == found
+    for text in ("{", "[]", '{"b0": 3}', "[" * 200_000):
         file.write_text(text)
-        with pytest.raises(InputError, match=r"targets\.json: expected a JSON object id -> target"):
+        with pytest.raises(InputError, match=r"targets\.json: expected a JSON object"):
             with_targets(BEHAVIORS, file)
-    with pytest.raises(InputError, match="no such file"):
-        with_targets(BEHAVIORS, tmp_path / "none.json")
+    for name, said in (("none.json", "No such file"), (".", "Is a directory")):
+        with pytest.raises(InputError, match=rf"cannot be read \({said}"):
+            with_targets(BEHAVIORS, tmp_path / name)
 
 
 def test_what_an_attack_lacks_is_said_before_the_first(tmp_path: Path) -> None:
@@ -866,7 +864,7 @@ def test_material_is_read_and_forgeries_are_given(tmp_path: Path) -> None:
         attack_all(asked, attacks(refinement={}), Reached(Echo(), "m"), STRINGS, tmp_path,
                    material=material, max_new_tokens=3)  # fmt: skip
     for content, message in (
-        ("[]", "expected a JSON object with wrappers"),
+        ("[]", "expected a JSON object, got list"),
         ('{"wrapper": []}', "expected a JSON object with wrappers"),
         ('{"wrappers": ["no place"]}', "no {request} in 'no place'"),
         ('{"shots": [["a"]]}', "expected pairs"),

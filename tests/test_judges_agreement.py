@@ -264,6 +264,10 @@ def test_requests_are_read(tmp_path):
     path.write_text("human,request\n1,a\n0,\n")
     with pytest.raises(InputError, match=r"labels\.csv:3: request: which request the row is of"):
         read_requests(path, "request")
+    path.write_text('human,request\n1,"a\nb"\n0,\n')
+    with pytest.raises(InputError, match=r"labels\.csv:4: request: which request the row is of"):
+        read_requests(path, "request")
+    path.write_text("human,request\n1,a\n")
     with pytest.raises(InputError, match=r"labels\.csv: unknown column 'requests'"):
         read_requests(path, "requests")
 
@@ -275,14 +279,21 @@ def test_requests_are_read(tmp_path):
         ("human,a\n1,1\n0,yes\n", ["a"], r"labels\.csv:3: a: expected 1, 0 or nothing"),
         ("human,a\n1,1\n,1\n", ["a"], r"labels\.csv:3: human: the human label is missing"),
         ("human,a\n", [], "no rows"),
+        ('note,human,a\n"x\ny",1,1\nz,2,1\n', ["a"], r"labels\.csv:4: human: expected 1, 0"),
+        ('note,human,a\n"x\ny",1,1\nz,,1\n', ["a"], r"labels\.csv:4: human: the human label"),
+        ('note,human,a\n"x,1,1\nz,0,1\n', ["a"], r"labels\.csv:2: not CSV .* mend the quotes"),
+        ("note,human,a\nx,y,1,1\n", ["a"], r"labels\.csv:2: expected 3 cells .* found 4"),
+        ("human,a,a\n1,1,0\n", ["a"], r"labels\.csv:1: a column occurs twice"),
+        ("", [], "no rows"),
+        ("human,\xe4\n1,1\n", [], r"labels\.csv:1: expected UTF-8 text, found byte 0xe4"),
     ],
 )
 def test_labels_that_do_not_read(tmp_path, text, judges, said):
     path = tmp_path / "labels.csv"
-    path.write_text(text)
+    path.write_text(text, encoding="latin-1")
     with pytest.raises(InputError, match=said):
         read_labels(path, "human", judges)
-    with pytest.raises(InputError, match="no such file"):
+    with pytest.raises(InputError, match=r"none\.csv: cannot be read \(No such file"):
         read_labels(tmp_path / "none.csv", "human")
 
 

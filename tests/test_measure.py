@@ -469,9 +469,9 @@ def test_findings_hold_the_tables_numbers() -> None:
     ) in said
     assert f"or more): held-out wrapper 30% [{100 * low:.0f}, {100 * high:.0f}]." in said
     over = found.rate("r2d", "refused", benign=True, scope="answer")
-    assert over is not None and (over.estimate, over.n) == (0.35, 10)
+    assert over is not None and (over.estimate, over.n) == (0.35, 20)
     (ours,) = (line.split(" | ") for line in said.splitlines() if line.startswith("| R2D |"))
-    assert ours[5] == f"35% [{100 * over.low:.0f}, {100 * over.high:.0f}] (n = 10)"
+    assert ours[5] == f"35% [{100 * over.low:.0f}, {100 * over.high:.0f}] (n = 20)"
 
 
 def test_findings_without_utility_of_a_method() -> None:

@@ -599,7 +599,7 @@ def test_logits_that_the_model_goes_on_with_are_refused(tmp_path, extra):
 def test_a_broken_record_is_named(tmp_path):
     model, tokenizer, _, rows = setup(n=4)
     train(config(tmp_path, max_steps=1), model, tokenizer, rows)
-    (tmp_path / "training.json").write_text("{")
+    (tmp_path / "training.json").write_text("{}")
     with pytest.raises(InputError, match="training.json: not the record of a training run"):
         train(config(tmp_path, max_steps=1), model, tokenizer, rows)
 

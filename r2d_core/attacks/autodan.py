@@ -113,7 +113,7 @@ class AutoDAN:
                 before = len(search.errors)
                 fitness, matched = self._fitness(templates, search, target)
                 entry = [fitness, matched, search.errors[before:]]
-                journal.add(f"fitness-{behavior.id}", entry)
+                journal.add((f"fitness-{behavior.id}", entry))
             fittest = max(range(len(templates)), key=fitness.__getitem__)
             losses.append(-fitness[fittest] if math.isfinite(fitness[fittest]) else None)
             if -fitness[fittest] < lowest:

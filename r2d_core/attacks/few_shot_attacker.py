@@ -94,7 +94,7 @@ class FewShotAttacker:
             lines = self._lines(behavior, target, written if number else [], rng, errors)
             key = f"losses-{behavior.id}-{number}"
             if not journal.entries(key):
-                journal.add(key, [self._loss(behavior, target, line) for line in lines])
+                journal.add((key, [self._loss(behavior, target, line) for line in lines]))
             for line, (loss, error) in zip(lines, journal.entries(key)[0], strict=True):
                 written.append((line, loss))
                 errors += [error] if error else []

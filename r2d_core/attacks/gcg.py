@@ -261,7 +261,7 @@ class GCG:
                 made |= self._look(behaviors, prompts, target)
             made["rows"] = [place.rows for place in places]
             steps.append(GCGStep(**made, seconds=time.perf_counter() - begun))
-            journal.add(key, asdict(steps[-1]))
+            journal.add((key, asdict(steps[-1])))
         return self._result(steps, places, stopped)
 
     def _models(self, target: Target) -> list[Surrogate]:

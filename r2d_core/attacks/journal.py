@@ -10,14 +10,15 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from r2d_core.checking import mismatch
 from r2d_core.errors import InputError
 from r2d_core.generation import Generation, Generator, Request
+from r2d_core.records import append_log, read_log
 
 
 class Journal:
@@ -32,36 +33,26 @@ class Journal:
         self._entries: defaultdict[str, list[Any]] = defaultdict(list)
         if path is None:
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-        content = path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if whole != content:
-            os.truncate(path, len(whole))
-        for number, line in enumerate(whole.splitlines(), start=1):
-            try:
-                key, value = json.loads(line)
-                if not isinstance(key, str):
-                    raise ValueError(f"the key is {key!r}")
-            except (ValueError, TypeError) as error:
+        append_log(path, [])  # where it cannot be written, nothing is to be done in vain
+        mend = "delete the file to begin the attack anew"
+        for number, entry in enumerate(read_log(path, mend), start=1):
+            if mismatch(entry, list[Any]) or len(entry) != 2 or not isinstance(entry[0], str):
                 raise InputError(
-                    f"{path}:{number}: expected an entry [key, value] of an attack's progress "
-                    f"({error}); delete the file to begin the attack anew"
-                ) from None
-            self._entries[key].append(value)
+                    f"{path}:{number}: expected an entry [key, value] of an attack's progress, got "
+                    f"{entry!r:.40}; {mend}"
+                )
+            self._entries[entry[0]].append(entry[1])
 
     def entries(self, key: str) -> list[Any]:
         """What was added under the key, oldest first."""
         return list(self._entries[key])
 
-    def add(self, key: str, value: Any) -> None:
-        """Remember a JSON value, on disk before this returns."""
-        self._entries[key].append(value)
+    def add(self, *entries: tuple[str, Any]) -> None:
+        """Remember JSON values under their keys, on disk before this returns."""
+        for key, value in entries:
+            self._entries[key].append(value)
         if self.path is not None:
-            with self.path.open("ab") as file:
-                file.write(json.dumps([key, value]).encode() + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
+            append_log(self.path, entries)
 
 
 class RecordedGenerator:
@@ -94,8 +85,8 @@ class RecordedGenerator:
             made = self.generator.generate([requests[i] for i in missing], max_new_tokens)
             if len(made) != len(missing):  # whose answers they are is not known
                 raise RuntimeError(f"{len(made)} answers to {len(missing)} requests")
-            for i, generation in zip(missing, made, strict=True):
-                self.journal.add(keys[i], dataclasses.asdict(generation))
+            answers = map(dataclasses.asdict, made)
+            self.journal.add(*((keys[i], a) for i, a in zip(missing, answers, strict=True)))
         self._asked.update(now)  # only now: a call that raised has asked nothing
         return [
             Generation(**self.journal.entries(key)[place])

@@ -145,7 +145,7 @@ class RandomSearch:
                     errors=search.errors,
                 )
             )
-            journal.add(behavior.id, asdict(states[-1]))
+            journal.add((behavior.id, asdict(states[-1])))
         end = states[-1]
         search = self._search(behavior, end)
         search.errors = [error for state in states for error in state.errors]

@@ -13,12 +13,11 @@ import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 from r2d_core.attacks.attack import Material, Target, at_least
 from r2d_core.errors import InputError
-from r2d_core.records import Behavior, TestCase
+from r2d_core.records import Behavior, TestCase, read_text
 
 MARKS = ("{request}", "[INSERT PROMPT HERE]", "[REPLACE]")
 
@@ -66,14 +65,13 @@ def read_templates(file: str) -> list[str]:
             "attack 'templates': give file, a JSON list of jailbreak templates or a text file of "
             "them parted by lines of '---'"
         )
-    try:
-        text = Path(file).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file}: expected a UTF-8 file of jailbreak templates: {error}") from None
-    if text.lstrip().startswith("["):
+    text = read_text(file, "a file of jailbreak templates").replace("\r\n", "\n")
+    begins = text.lstrip()
+    # A letter behind the bracket is text: "[INSERT PROMPT HERE] …", "[Scene: …".
+    if begins.startswith("[") and not begins[1:].lstrip()[:1].isalpha():
         try:
             found = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{file}: expected a JSON list of strings: {error}") from None
         for number, each in enumerate(found):
             if not isinstance(each, str) or not each.strip():

@@ -7,10 +7,9 @@ there is none. With its error rates known from items that humans labelled, the r
 
 from __future__ import annotations
 
-import csv
 import math
 import os
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +21,8 @@ from scipy.stats.qmc import LatinHypercube
 from r2d_core.checking import unknown
 from r2d_core.errors import InputError
 from r2d_core.metrics import Kappa, Rate, cohen_kappa
+from r2d_core.records import read_text
+from r2d_core.records.tables import Row, by_column, read_cells
 from r2d_core.sampling_error import ClusteredRate, clustered_kappa
 
 
@@ -229,55 +230,48 @@ def read_labels(
     else and are not the human's. A judge's empty cell is an unparsable answer. So JailbreakBench's
     table of judges reads with ``human="human_majority"``.
 
-    Raises InputError for a column that is not there, "file:line: …" for another value, and for a
-    table without rows.
+    Raises InputError for a column that is not there, "file:line: …" for another value, a row with
+    too many or too few cells and broken quotes, and for a table without rows.
     """
     path = Path(path)
-    columns, rows = _table(path)
-    for name in (human, *judges):
-        if name not in columns:
-            raise InputError(f"{path}: {unknown('column', name, columns)}")
-    if not rows:
-        raise InputError(f"{path}: the table has no rows")
-    binary = [c for c in columns if {row[c] for row in rows} <= {"0", "1"} and c != human]
+    rows = _table(path, (human, *judges))
+    binary = [c for c in rows[0][1] if {row[c] for _, row in rows} <= {"0", "1"} and c != human]
     found = {name: _column(path, rows, name) for name in judges or binary}
     said = _column(path, rows, human)
-    if None in said:
-        raise InputError(f"{path}:{said.index(None) + 2}: {human}: the human label is missing")
+    for (line, _), label in zip(rows, said, strict=True):
+        if label is None:
+            raise InputError(f"{path}:{line}: {human}: the human label is missing")
     return [bool(label) for label in said], found
 
 
 def read_requests(path: str | os.PathLike[str], column: str) -> list[str]:
     """Of the table that `read_labels` reads: which request each row is a response to.
 
-    Raises InputError for a column that is not there, and "file:line: …" for an empty cell.
+    Raises InputError as that does, and "file:line: …" for an empty cell.
     """
     path = Path(path)
-    columns, rows = _table(path)
-    if column not in columns:
-        raise InputError(f"{path}: {unknown('column', column, columns)}")
-    for line, row in enumerate(rows, start=2):
+    rows = _table(path, [column])
+    for line, row in rows:
         if not row[column]:
             raise InputError(f"{path}:{line}: {column}: which request the row is of is missing")
-    return [row[column] for row in rows]
+    return [row[column] for _, row in rows]
 
 
-def _table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            return list(reader.fieldnames or []), list(reader)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file, expected a csv of labels") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: no csv in UTF-8 ({error})") from None
+def _table(path: Path, needed: Iterable[str]) -> list[tuple[int, Row]]:
+    rows = by_column(path, read_cells(path, read_text(path, "a csv of labels")))
+    if not rows:
+        raise InputError(f"{path}: the table has no rows")
+    for name in needed:
+        if name not in rows[0][1]:
+            raise InputError(f"{path}: {unknown('column', name, rows[0][1])}")
+    return rows
 
 
-def _column(path: Path, rows: Sequence[dict[str, str]], name: str) -> list[bool | None]:
+def _column(path: Path, rows: Sequence[tuple[int, Row]], name: str) -> list[bool | None]:
     meaning = {"1": True, "0": False, "": None}
-    for line, row in enumerate(rows, start=2):
+    for line, row in rows:
         if row[name] not in meaning:
             raise InputError(
                 f"{path}:{line}: {name}: expected 1, 0 or nothing (unparsable), got {row[name]!r}"
             )
-    return [meaning[row[name]] for row in rows]
+    return [meaning[row[name]] for _, row in rows]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from r2d_core.checking import mismatch
 from r2d_core.errors import InputError
+from r2d_core.records import append_log, read_log
 
 
 class Answers:
@@ -24,24 +25,15 @@ class Answers:
         self._raw: dict[str, str] = {}
         if path is None:
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-        content = path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        if whole != content:
-            os.truncate(path, len(whole))
-        for number, line in enumerate(whole.split(b"\n")[:-1], start=1):
-            try:
-                row = json.loads(line)
-                key, raw = row["key"], row["raw"]
-                if not (isinstance(key, str) and isinstance(raw, str)):
-                    raise TypeError("key and raw must be texts")
-            except (ValueError, KeyError, TypeError, RecursionError) as error:
+        append_log(path, [])  # where it cannot be written, nothing is to be asked in vain
+        mend = "delete the line, or the file to ask anew"
+        for number, row in enumerate(read_log(path, mend), start=1):
+            if mismatch(row, dict[str, str]) or not {"key", "raw"} <= row.keys():
                 raise InputError(
-                    f"{path}:{number}: expected a judge's answer with 'key' and 'raw' ({error}); "
-                    "delete the line, or the file to ask anew"
-                ) from None
-            self._raw[key] = raw
+                    f"{path}:{number}: expected a judge's answer with 'key' and 'raw', two texts, "
+                    f"got {row!r:.40}; {mend}"
+                )
+            self._raw[row["key"]] = row["raw"]
 
     def get(self, key: str) -> str | None:
         """The answer, None where it was not given yet."""
@@ -51,11 +43,7 @@ class Answers:
         """Remember answers by their keys."""
         self._raw.update(answers)
         if self.path is not None and answers:
-            lines = [json.dumps({"key": key, "raw": raw}) for key, raw in answers.items()]
-            with self.path.open("ab") as file:
-                file.write("".join(line + "\n" for line in lines).encode())
-                file.flush()
-                os.fsync(file.fileno())
+            append_log(self.path, ({"key": key, "raw": raw} for key, raw in answers.items()))
 
 
 def question_key(*parts: Any) -> str:

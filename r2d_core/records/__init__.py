@@ -6,13 +6,14 @@
     Verdict     what a judge says about it
 
 ``read_behaviors``, ``read_test_cases``, ``read_completions`` and ``read_verdicts`` take a file of
-our JSON lines, or one of HarmBench, JailbreakBench, XSTest, StrongREJECT or AdvBench: which it is,
-its content says, but for JailbreakBench's tables: whether one is harmful or benign says its name.
+our JSON lines, or one of HarmBench, JailbreakBench, XSTest, StrongREJECT, AdvBench or OR-Bench:
+which it is, its content says; whether a table of JailbreakBench or OR-Bench is harmful or benign,
+its name.
 What a suite knows beyond a record's fields is in ``metadata``, so that writing a file in its own
 format gives back what was read.
 """
 
-from r2d_core.records.documents import read_json, read_json_lines
+from r2d_core.records.documents import read_json, read_json_lines, read_text
 from r2d_core.records.harmbench import write_harmbench
 from r2d_core.records.jailbreakbench import Artifact, make_artifact, read_artifact
 from r2d_core.records.jsonl import (
@@ -27,6 +28,7 @@ from r2d_core.records.jsonl import (
     write_jsonl,
     write_text_atomic,
 )
+from r2d_core.records.logs import append_log, read_log
 from r2d_core.records.reading import (
     read_behaviors,
     read_completions,
@@ -42,6 +44,7 @@ __all__ = [
     "Completion",
     "TestCase",
     "Verdict",
+    "append_log",
     "atomic_directory",
     "make_artifact",
     "read_artifact",
@@ -50,7 +53,9 @@ __all__ = [
     "read_json",
     "read_json_lines",
     "read_jsonl",
+    "read_log",
     "read_test_cases",
+    "read_text",
     "read_verdicts",
     "write_behaviors",
     "write_bytes_atomic",

@@ -12,13 +12,13 @@ lost in records, so it is refused.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from r2d_core.errors import InputError
+from r2d_core.records.documents import read_json
 from r2d_core.records.jsonl import (
     Completion,
     TestCase,
@@ -69,10 +69,7 @@ def individual_test_cases(folder: Path) -> list[TestCase]:
         )
     found: dict[str, tuple[Path, list[str]]] = {}
     for file in files:
-        try:
-            value = json.loads(file.read_bytes().decode("utf-8-sig"))
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{file}: broken JSON ({error}); have it made again") from None
+        value = read_json(file)
         if not is_test_cases(value):
             raise InputError(f"{file}: expected HarmBench's test cases, an object of lists of text")
         check_rows(file, value)

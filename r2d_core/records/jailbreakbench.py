@@ -6,7 +6,6 @@ file and are stale in some: they are computed from the rows, and the difference 
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections import Counter
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from r2d_core.errors import InputError
+from r2d_core.records.documents import read_json
 from r2d_core.records.jsonl import (
     Behavior,
     Completion,
@@ -82,12 +82,7 @@ def is_artifact(value: Any) -> bool:
 
 def read_artifact(path: str | os.PathLike[str]) -> Artifact:
     """An artifact's file. Raises InputError for anything else, naming the row."""
-    try:
-        value = json.loads(Path(path).read_bytes().decode("utf-8-sig"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: expected an artifact, found broken JSON ({error})") from None
+    value = read_json(path)
     if not is_artifact(value):
         raise InputError(f"{path}: expected an object with {' and '.join(KEYS)}")
     return artifact(Path(path), value)

@@ -1,6 +1,7 @@
 """Files of records, whatever their format: what a file is, its content says.
 
-Of JailbreakBench's tables, whose harmful and benign ones look alike, its name or ``kind``.
+Of JailbreakBench's and OR-Bench's tables, whose harmful and benign ones look alike, its name or
+``kind``.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any, Literal
 
 from r2d_core.errors import InputError
 from r2d_core.records import harmbench, jailbreakbench
+from r2d_core.records.documents import utf8
 from r2d_core.records.jsonl import Behavior, Completion, Record, TestCase, Verdict, read_jsonl
 from r2d_core.records.tables import MARK, read_table
 
@@ -20,11 +22,12 @@ from r2d_core.records.tables import MARK, read_table
 def read_behaviors(
     path: str | os.PathLike[str], kind: Literal["harmful", "benign"] | None = None
 ) -> list[Behavior]:
-    """Behaviors, of our JSON lines or of a table of HarmBench, JailbreakBench, XSTest, StrongREJECT
-    or AdvBench.
+    """Behaviors, of our JSON lines or a table of HarmBench, JailbreakBench, XSTest, StrongREJECT,
+    AdvBench or OR-Bench.
 
-    JailbreakBench's harmful and benign tables differ in their names alone; a file with another name
-    needs ``kind``. Raises InputError that names file and line.
+    Whether a table of JailbreakBench ("harmful", "benign") or OR-Bench ("toxic", or "80k" and
+    "hard") is harmful or benign, its name says; a file with another name needs ``kind``. Raises
+    InputError that names file and line.
     """
     path = Path(path)
     text = _text(path)
@@ -33,7 +36,9 @@ def read_behaviors(
         if value is not None and _suite_of(value):
             raise InputError(f"{path}: expected behaviors, found {_suite_of(value)}")
         if kind is not None:
-            raise InputError(f"{path}: kind= is for tables of JailbreakBench; JSON lines say it")
+            raise InputError(
+                f"{path}: kind= is for tables of JailbreakBench and OR-Bench; JSON lines say it"
+            )
         return read_jsonl(path, Behavior)
     return read_table(path, text, kind)
 
@@ -114,9 +119,15 @@ def _suite_of(value: Any) -> str:
 def _text(path: Path) -> str | None:
     """The file's text; None where `read_jsonl` has to say what is wrong."""
     try:
-        return path.read_bytes().decode("utf-8")
-    except (OSError, UnicodeDecodeError):
+        content = path.read_bytes()
+    except OSError:
         return None
+    try:
+        return utf8(path, content)
+    except InputError:
+        if _json_like(content.decode("utf-8", "replace")):
+            return None
+        raise
 
 
 def _json_like(text: str) -> bool:

@@ -1,4 +1,5 @@
-"""Tables of behaviors as CSV: HarmBench's, JailbreakBench's, XSTest's, StrongREJECT's, AdvBench's.
+"""Tables of behaviors as CSV: HarmBench's, JailbreakBench's, XSTest's, StrongREJECT's, AdvBench's
+and OR-Bench's.
 
 A column that is no field of a `Behavior` is kept in ``metadata`` under its own name; the target
 string of JailbreakBench and AdvBench besides under "target", where attacks look for it. A column
@@ -17,7 +18,7 @@ import io
 import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,12 +45,16 @@ class Table:
         behavior: (row, kind or None) -> what the other fields are. Without an id among them and
             ``fields`` it is made of the prompt, so that a behavior keeps it in any part of a file.
         target: the column with the string an attack aims at, or "".
+        named: word in a file's name -> the kind of its behaviors, which nothing in it says.
+        exact: whether a file with further columns is no such table.
     """
 
     columns: tuple[str, ...]
     fields: Mapping[str, str]
     behavior: Callable[[Row, Kind | None], dict[str, Any]]
     target: str = ""
+    named: Mapping[str, Kind] = field(default_factory=dict)
+    exact: bool = False
 
 
 def _xstest_kind(row: Row, kind: Kind | None) -> dict[str, Any]:
@@ -74,6 +79,7 @@ TABLES: dict[str, Table] = {
         {"prompt": "Goal", "category": "Category"},
         _jailbreakbench_kind,
         target="Target",
+        named={"harmful": "harmful", "benign": "benign"},
     ),
     "xstest": Table(
         ("id", "prompt", "type"),
@@ -97,48 +103,58 @@ TABLES: dict[str, Table] = {
         {"id": "BehaviorID", "prompt": "Behavior", "category": "Category"},
         lambda row, kind: {},
     ),
+    # Two columns that many a table has. Its files are or-bench-80k, or-bench-hard-1k and
+    # or-bench-toxic, whose prompts are told apart by the file's name and their number.
+    "or_bench": Table(
+        ("prompt", "category"),
+        {"prompt": "prompt", "category": "category"},
+        lambda row, kind: {"kind": kind},
+        named={"toxic": "harmful", "80k": "benign", "hard": "benign"},
+        exact=True,
+    ),
 }  # fmt: skip
 
 
 def read_table(path: Path, text: str, kind: Kind | None = None) -> list[Behavior]:
     """The behaviors of a CSV file whose columns are those of one of `TABLES`.
 
-    ``kind`` is for a JailbreakBench table whose name has neither "harmful" nor "benign" in it: the
-    two look the same otherwise. ``text`` may begin with a byte order mark.
+    ``kind`` is for a table of JailbreakBench or OR-Bench whose name has none of the words that tell
+    harmful tables from benign ones: the two look the same otherwise. ``text`` may begin with a byte
+    order mark.
 
     Raises InputError for another header, a row with too many or too few cells, an empty prompt, an
     id that occurs twice, and a kind that is not known or known already.
     """
-    found = _rows(path, text.removeprefix(MARK))
+    found = read_cells(path, text.removeprefix(MARK))
     written = found[0][1] if found else []
     header = [name.strip() for name in written]
-    matching = [name for name, table in TABLES.items() if set(table.columns) <= set(header)]
+    matching = [
+        name
+        for name, table in TABLES.items()
+        if set(header) == {*table.columns} or (set(header) > {*table.columns} and not table.exact)
+    ]
     if not matching:
         known = "; ".join(f"{name}: {', '.join(t.columns)}" for name, t in TABLES.items())
         raise InputError(
             f"{path}:1: expected JSON lines or a table of a benchmark ({known}), found the columns "
             f"{', '.join(header) or 'of nothing'}"
         )
-    if len(set(header)) < len(header):
-        raise InputError(f"{path}:1: a column occurs twice in {', '.join(header)}; rename one")
     # The longest match: AdvBench's columns are a part of others'.
     suite = max(matching, key=lambda name: len(TABLES[name].columns))
     table = TABLES[suite]
-    if suite == "jailbreakbench":
-        kind = kind or _named_kind(path)
+    if table.named:
+        kind = kind or _named_kind(path, suite)
     elif kind is not None:
-        raise InputError(f"{path}: kind= is for tables of JailbreakBench, and this is {suite}'s")
+        raise InputError(
+            f"{path}: kind= is for tables of JailbreakBench and OR-Bench, and this is {suite}'s"
+        )
     form = _form(text, written, table)
-    behaviors, places = [], dict[str, int]()
-    for line, cells in found[1:]:
-        if len(cells) != len(header):
-            raise InputError(
-                f"{path}:{line}: expected {len(header)} cells ({', '.join(header)}), "
-                f"found {len(cells)}; quote commas and line ends"
-            )
-        row = dict(zip(header, cells, strict=True))
+    behaviors, places = list[Behavior](), dict[str, int]()
+    for line, row in by_column(path, found):
         values: dict[str, Any] = {field: row[column] for field, column in table.fields.items()}
         values |= table.behavior(row, kind)
+        if suite == "or_bench":
+            values["id"] = f"{path.stem}-{len(behaviors) + 1}"
         values.setdefault("id", _content_id(suite, values["prompt"], places))
         metadata: dict[str, Any] = {"suite": suite}
         metadata |= {
@@ -222,29 +238,55 @@ def write_behaviors(
     write_text_atomic(path, text)
 
 
-def _rows(path: Path, text: str) -> list[tuple[int, list[str]]]:
-    """The rows that are not empty, the header first, each with the number of its last line."""
+def read_cells(path: Path, text: str) -> list[tuple[int, list[str]]]:
+    """The rows of CSV that are not empty, the header first, each with the line that it begins in.
+
+    Raises InputError "file:line: …" for quotes that are not closed or stand where none may.
+    """
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     # The limit is the process's: no cell is longer than the file, and others find it as it was.
     limit = csv.field_size_limit(max(csv.field_size_limit(), len(text)))
+    found, begun = [], 1
     try:
-        return [(reader.line_num, cells) for cells in reader if cells]
+        for cells in reader:
+            if cells:
+                found.append((begun, cells))
+            begun = reader.line_num + 1
     except csv.Error as error:
-        raise InputError(f"{path}:{reader.line_num}: not CSV ({error}); mend the quotes") from None
+        raise InputError(f"{path}:{begun}: not CSV ({error}); mend the quotes") from None
     finally:
         csv.field_size_limit(limit)
+    return found
 
 
-def _named_kind(path: Path) -> Kind:
-    name = path.name.lower()
-    kinds: list[Kind] = [kind for kind in ("harmful", "benign") if kind in name]
+def by_column(path: Path, found: Sequence[tuple[int, Sequence[str]]]) -> list[tuple[int, Row]]:
+    """What `read_cells` found, without the header: each row's line, and its cells by column.
+
+    Raises InputError "file:line: …" for a column that occurs twice and a row with too many or too
+    few cells.
+    """
+    header = [name.strip() for name in found[0][1]] if found else []
+    if len(set(header)) < len(header):
+        raise InputError(f"{path}:1: a column occurs twice in {', '.join(header)}; rename one")
+    for line, cells in found[1:]:
+        if len(cells) != len(header):
+            raise InputError(
+                f"{path}:{line}: expected {len(header)} cells ({', '.join(header)}), "
+                f"found {len(cells)}; quote commas and line ends"
+            )
+    return [(line, dict(zip(header, cells, strict=True))) for line, cells in found[1:]]
+
+
+def _named_kind(path: Path, suite: str) -> Kind:
+    words = TABLES[suite].named
+    kinds = {kind for word, kind in words.items() if word in path.name.lower()}
     if len(kinds) != 1:
         raise InputError(
             f"{path}: its name does not say whether its behaviors are harmful or benign, and "
-            "nothing in a table of JailbreakBench does; put one of the two words into the name, or "
+            f"nothing in a table of {suite} does; put one of {', '.join(words)} into the name, or "
             "pass kind="
         )
-    return kinds[0]
+    return kinds.pop()
 
 
 def _form(text: str, written: Sequence[str], table: Table) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from r2d_core.records import (
     TestCase,
     Verdict,
     atomic_directory,
+    read_json,
     write_json_atomic,
     write_jsonl,
 )
@@ -193,11 +193,11 @@ def _asked_again(home: Path, run: Run, defect: str, runs: RecipeRuns) -> Run:
     for part, before in (("attacks", run.attacked), ("benign", run.asked)):
         folder = home / f"{part}_{defect}"
         settings = {
-            **json.loads((home / part / "settings.json").read_text()),
+            **read_json(home / part / "settings.json"),
             "defect": defect,
         }
         record = folder / "settings.json"
-        if record.is_file() and json.loads(record.read_text()) == settings:
+        if record.is_file() and read_json(record) == settings:
             found.append(read_measurement(folder, behaviors))
             continue
         if model is None:

@@ -9,7 +9,6 @@ what came of it, `defect_effects` shows what each defect does.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,7 +21,7 @@ from r2d_core.authors_recipe import THEIR_LEARNING_RATE, THEIR_LORA
 from r2d_core.checking import unknown
 from r2d_core.errors import InputError
 from r2d_core.provenance import source_sha256
-from r2d_core.records import write_json_atomic
+from r2d_core.records import read_json, read_json_lines, write_json_atomic
 from r2d_core.toy import defects as d
 from r2d_core.toy.arms import ARMS, BEYOND, Arm, arm_prompts, write_example
 from r2d_core.toy.language import make_language
@@ -168,7 +167,7 @@ def measure_recipe(checkpoint: str | Path, name: str, seed: int, runs: RecipeRun
     home = Path(runs.output_dir) / name / f"seed{seed}"
     stamp = home / "source.json"
     source = {"source_sha256": source_sha256()}
-    if home.exists() and not (stamp.is_file() and json.loads(stamp.read_text()) == source):
+    if home.exists() and not (stamp.is_file() and read_json(stamp) == source):
         shutil.rmtree(home)
     write_json_atomic(stamp, source)
     trained = train_recipe(checkpoint, name, seed, runs)
@@ -192,7 +191,7 @@ def measure_recipe(checkpoint: str | Path, name: str, seed: int, runs: RecipeRun
         world_seed=runs.world_seed,
         output_dir=home / "benign",
     )
-    log = [json.loads(line) for line in trained.log.read_text().splitlines()]
+    log = read_json_lines(trained.log)
     lines = [line for line in log if "grad_norm" in line]
     norms = [line["grad_norm"] for line in lines]
     training = {
