@@ -49,8 +49,7 @@ from r2d_core.errors import InputError
 from r2d_core.experiment import Experiment, load_experiment
 from r2d_core.provenance import provenance
 from r2d_core.records import atomic_directory, write_text_atomic
-from r2d_core.toy.outcomes import by_scope
-from r2d_core.toy.results import judged_of
+from r2d_core.toy.results import read_published
 
 ROOT = Path(__file__).resolve().parents[1]
 SMOKE_BANNER = (
@@ -330,9 +329,8 @@ def _stage_generated(root: Path, results: Path, target: Path) -> None:
         "main_figure.md": _raw_figure(figure),
         "findings.md": findings,
     }
-    attacks, _ = judged_of(results)
     paper = paper_tables.read_paper(root / "book" / "paper_results.csv")
-    parts |= paper_tables.pages(paper, by_scope(attacks))
+    parts |= paper_tables.pages(paper, read_published(root / "book" / "languages").attacks)
     # The full experiment has to be there; others are, which a page may include.
     kept = {root / "book" / "full", *(grid.parent for grid in (root / "book").glob("*/grid.yaml"))}
     for folder in sorted(kept):
