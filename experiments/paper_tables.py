@@ -274,7 +274,7 @@ def over_models(comparisons: list[Comparison]) -> pd.DataFrame:
 
 def _models(found: pd.DataFrame) -> str:
     heads = ["comparison", "table", "models", "mean difference, points", "R2D lower in", "p, sign",
-             "p, Student", "corrected over the table", "over all rows"]  # fmt: skip
+             "p, Student", "corrected (over all rows)"]  # fmt: skip
     body = [
         [
             _th(row["title"]),
@@ -283,7 +283,9 @@ def _models(found: pd.DataFrame) -> str:
             f"<td>{row['difference']:+.1f} <small>[{row['low']:+.1f}, {row['high']:+.1f}]</small>"
             "</td>",
             f"<td>{row['lower']} of {row['models']}</td>",
-            *(f"<td>{row[p]:.2g}</td>" for p in ("p_sign", "p_student", "p_holm", "p_holm_all")),
+            f"<td>{row['p_sign']:.2g}</td>",
+            f"<td>{row['p_student']:.2g}</td>",
+            f"<td>{row['p_holm']:.2g} <small>({row['p_holm_all']:.2g})</small></td>",
         ]
         for row in found.to_dict("records")
     ]
@@ -415,8 +417,8 @@ def _of_draws(rates: list[Rate]) -> str:
     mean, each = mean_over_seeds(rates), [100 * rate.rate for rate in rates]
     bounds = f"[{100 * mean.low:.1f}, {100 * mean.high:.1f}], n={mean.n}"
     return (
-        f"<td>{100 * mean.estimate:.1f} <small>{bounds} ({min(each):.0f} to {max(each):.0f})"
-        "</small></td>"
+        f"<td>{100 * mean.estimate:.1f} <small>{bounds}</small> "
+        f"<small>({min(each):.0f} to {max(each):.0f})</small></td>"
     )
 
 

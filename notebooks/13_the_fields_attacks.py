@@ -216,6 +216,7 @@ display(Markdown(better_than_asking(tested)))
 named = tested.assign(
     attack=tested["attack"].map(attack_title), method=tested["method"].map(TITLES)
 )
+named.columns = [name.replace("_", " ") for name in named]
 display(plots.table(named, index=False, number="{:.2g}"))
 
 # %% [markdown]

@@ -159,7 +159,7 @@ def test_the_prose_says_what_the_models_say_together(page: dict[str, str]):
     assert "R2D without CPO:** not borne out" in toy
     assert "R2D without pivots:** not borne out" in toy
     (line,) = (line for line in text_of(page["paper_models.md"]) if "w/o CPO" in line)
-    assert line.endswith("| 7 | -7.5 [-12.6, -2.5] | 7 of 7 | 0.016 | 0.011 | 0.015 | 0.074 |")
+    assert line.endswith("| 7 | -7.5 [-12.6, -2.5] | 7 of 7 | 0.016 | 0.011 | 0.015 (0.074) |")
 
 
 def test_the_prose_counts_as_the_tables_do():
@@ -227,7 +227,7 @@ def test_beside_ours_stand_the_models_that_all_methods_share():
     page = paper_tables._beside(paper, ours)
     here = mean_over_seeds([Rate(k, 120) for k in hits.values()])
     low, high = 100 * here.low, 100 * here.high
-    assert f"4.2 <small>[{low:.1f}, {high:.1f}], n=3 (0 to 10)</small>" in page
+    assert f"4.2 <small>[{low:.1f}, {high:.1f}], n=3</small> <small>(0 to 10)</small>" in page
     models = set.intersection(
         *(set(paper[paper["method"] == label]["model"]) for label in paper_tables.ARMS)
     )
@@ -236,7 +236,7 @@ def test_beside_ours_stand_the_models_that_all_methods_share():
     values = one[one["model"].isin(models)]["value"].astype(int)
     theirs = mean_over_seeds([Rate(value, 100) for value in values])
     assert f"<td>{values.mean():.1f} <small>[{100 * theirs.low:.1f}, " in page
-    assert f"n=4 ({values.min()} to {values.max()})</small>" in page
+    assert f"n=4</small> <small>({values.min()} to {values.max()})</small>" in page
     assert page.count("<td>not run</td>") == 14
     assert page.count(", n=") == 15 + 1
     assert "PAIR / refinement search" in page and "w/o CPO / R2D without CPO" in page
