@@ -269,15 +269,44 @@ def _failure(file: Path) -> str:
 def _stage_notebook(
     run: Run, results: Path, staged: Path, root: Path, docname: str, note: str = ""
 ) -> None:
-    """The executed notebook as a page, with ``note`` under its title and its data at its end."""
+    """The executed notebook as a page, with ``note`` under its title and its data at its end.
+
+    What libraries said while it ran is left out (`_without_progress`).
+    """
     notebook = nbformat.read(run.file, as_version=4)
     if note and notebook.cells and notebook.cells[0].cell_type == "markdown":
         notebook.cells[0].source += f"\n\n{note}"
+    for cell in notebook.cells:
+        if "outputs" in cell:
+            cell.outputs = _without_progress(cell.outputs)
     if data := _data_of(run, notebook, results, staged, root):
         notebook.cells.append(nbformat.v4.new_markdown_cell(data, id="data-of-this-run"))
     target = staged / f"{docname}.ipynb"
     target.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, target)
+
+
+def _without_progress(outputs: list[Any]) -> list[Any]:
+    """Outputs less what libraries say while they work: progress bars, warnings, lines of a log.
+
+    The executed notebook keeps them.
+    """
+    kept = []
+    for output in outputs:
+        if output.output_type == "stream":
+            lines = output.text.splitlines(keepends=True)
+            said = "".join(line for line in lines if not _LOGGED.match(line))
+            if output.name == "stderr" or not said:
+                continue
+            output = nbformat.from_dict({**output, "text": said})
+        elif _WIDGET in output.get("data", {}):
+            continue
+        kept.append(output)
+    return kept
+
+
+_WIDGET = "application/vnd.jupyter.widget-view+json"  # a bar that was live, and is a dead line now
+_LOGGED = re.compile(r"\[\d{4}-\d\d-\d\d [\d:,]+\] \[[A-Z]+\] ")  # DeepSpeed's, on stdout
 
 
 def _data_of(run: Run, notebook: Any, results: Path, staged: Path, root: Path) -> str:

@@ -291,6 +291,28 @@ def test_a_page_offers_what_lies_deeper_and_what_is_committed(tmp_path):
     assert offered("11_authors_recipe") == []
 
 
+def test_a_page_has_no_progress_bars_and_no_log(tmp_path):
+    bar = {"application/vnd.jupyter.widget-view+json": {}, "text/plain": "Loading weights: 0%"}
+    logged = "[2026-11-27 04:35:19,060] [WARNING] [real.py:213:get] Setting accelerator to CPU.\n"
+    outputs = [
+        new_output("stream", name="stderr", text="Loading weights: 100%\n"),
+        new_output("stream", name="stdout", text=logged),
+        new_output("display_data", data=bar),
+        new_output("stream", name="stdout", text=f"[2026] is said\n{logged}and this\n"),
+        new_output("display_data", data={"text/html": "<p>a table</p>"}),
+    ]
+    notebook = new_notebook(cells=[new_markdown_cell("# A title"), new_code_cell(outputs=outputs)])
+    nbformat.write(notebook, tmp_path / "run.ipynb")
+    run = build_book.Run("04_attack_evaluation", None, None, tmp_path / "run.ipynb")
+    build_book._stage_notebook(run, tmp_path / "results", tmp_path, tmp_path, "page")
+    (_, cell) = nbformat.read(tmp_path / "page.ipynb", as_version=4).cells
+    assert [each.get("text", each.get("data")) for each in cell.outputs] == [
+        "[2026] is said\nand this\n",
+        {"text/html": "<p>a table</p>"},
+    ]
+    assert len(nbformat.read(tmp_path / "run.ipynb", as_version=4).cells[1].outputs) == 5
+
+
 @pytest.mark.slow
 def test_launch_links_lead_to_the_sources(book):
     html = book / "_build" / "html"
