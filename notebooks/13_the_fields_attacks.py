@@ -202,7 +202,8 @@ if len(against) and counted:
 # %% [markdown]
 # ## Which beat asking outright
 #
-# On the same requests and seeds:
+# On the same requests and seeds. A response is harmful here from two steps on: what a search that
+# mostly changes the subject beats asking by is, mostly, answers about another item.
 
 # %% tags=["hide-input"]
 tested = pd.read_csv(folder / "field_tests.csv", keep_default_na=False)
