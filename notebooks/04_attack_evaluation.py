@@ -162,7 +162,7 @@ display(plots.table(by_scope.rename_axis(None)))
 # %% tags=["hide-input"]
 cost = {
     title: {
-        what: str(clustered_mean(some[what].tolist(), some["behavior"].tolist()))
+        what.replace("_", " "): str(clustered_mean(some[what].tolist(), some["behavior"].tolist()))
         for what in ("prompt_tokens", "response_tokens", "queries")
     }
     for title, some in whole.groupby("title", sort=False)

@@ -141,7 +141,7 @@ kind = answers["attack"].map(attack_title) + ", " + answers["split"].str.replace
 named = answers.assign(kind=kind, method=answers["method"].map(TITLES))
 exact = clustered_matrix(named, "kind", "method", "correct", counts=False)
 said = f"Answered exactly, with 95% intervals; {asked(named, 'kind', 'method')}"
-display(plots.table(exact, caption=said))
+display(plots.table(exact.rename_axis(None), caption=said))
 
 # %% [markdown]
 # ## Answers that were not exact
