@@ -48,8 +48,7 @@ from r2d_core.errors import InputError
 from r2d_core.experiment import Experiment, load_experiment
 from r2d_core.provenance import provenance
 from r2d_core.records import atomic_directory, read_json, write_text_atomic
-from r2d_core.toy.outcomes import by_scope
-from r2d_core.toy.results import judged_of
+from r2d_core.toy.results import read_published
 
 ROOT = Path(__file__).resolve().parents[1]
 SMOKE_BANNER = (
@@ -269,15 +268,44 @@ def _failure(file: Path) -> str:
 def _stage_notebook(
     run: Run, results: Path, staged: Path, root: Path, docname: str, note: str = ""
 ) -> None:
-    """The executed notebook as a page, with ``note`` under its title and its data at its end."""
+    """The executed notebook as a page, with ``note`` under its title and its data at its end.
+
+    What libraries said while it ran is left out (`_without_progress`).
+    """
     notebook = nbformat.read(run.file, as_version=4)
     if note and notebook.cells and notebook.cells[0].cell_type == "markdown":
         notebook.cells[0].source += f"\n\n{note}"
+    for cell in notebook.cells:
+        if "outputs" in cell:
+            cell.outputs = _without_progress(cell.outputs)
     if data := _data_of(run, notebook, results, staged, root):
         notebook.cells.append(nbformat.v4.new_markdown_cell(data, id="data-of-this-run"))
     target = staged / f"{docname}.ipynb"
     target.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, target)
+
+
+def _without_progress(outputs: list[Any]) -> list[Any]:
+    """Outputs less what libraries say while they work: progress bars, warnings, lines of a log.
+
+    The executed notebook keeps them.
+    """
+    kept = []
+    for output in outputs:
+        if output.output_type == "stream":
+            lines = output.text.splitlines(keepends=True)
+            said = "".join(line for line in lines if not _LOGGED.match(line))
+            if output.name == "stderr" or not said:
+                continue
+            output = nbformat.from_dict({**output, "text": said})
+        elif _WIDGET in output.get("data", {}):
+            continue
+        kept.append(output)
+    return kept
+
+
+_WIDGET = "application/vnd.jupyter.widget-view+json"  # a bar that was live, and is a dead line now
+_LOGGED = re.compile(r"\[\d{4}-\d\d-\d\d [\d:,]+\] \[[A-Z]+\] ")  # DeepSpeed's, on stdout
 
 
 def _data_of(run: Run, notebook: Any, results: Path, staged: Path, root: Path) -> str:
@@ -329,9 +357,8 @@ def _stage_generated(root: Path, results: Path, target: Path) -> None:
         "main_figure.md": _raw_figure(figure),
         "findings.md": findings,
     }
-    attacks, _ = judged_of(results)
     paper = paper_tables.read_paper(root / "book" / "paper_results.csv")
-    parts |= paper_tables.pages(paper, by_scope(attacks))
+    parts |= paper_tables.pages(paper, read_published(root / "book" / "languages").attacks)
     # The full experiment has to be there; others are, which a page may include.
     kept = {root / "book" / "full", *(grid.parent for grid in (root / "book").glob("*/grid.yaml"))}
     for folder in sorted(kept):

@@ -1,9 +1,9 @@
 """The paper's tables as the book shows them: each rate with the interval that its n leaves.
 
 The paper prints percentages of n = 100 prompts without intervals. Here they get Wilson's, tests of
-their differences with the number of prompts that each gap would need, and beside them the rates of
-our own experiment on the attacks that are the nearest analogue. The input is
-``book/paper_results.csv``.
+their differences with the number of prompts that each gap would need, what its models say together,
+and beside them the rates of the six languages on the attacks that are the nearest analogue. The
+input is ``book/paper_results.csv``.
 """
 
 from __future__ import annotations
@@ -14,14 +14,17 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
-from scipy.stats import fisher_exact
+from scipy.stats import binomtest, fisher_exact, ttest_1samp
 
+from r2d_core.attack_titles import attack_title
 from r2d_core.errors import InputError
 from r2d_core.metrics import Rate, holm
 from r2d_core.plots import paper_intervals
 from r2d_core.sample_size import behaviors_needed, pairs_needed
-from r2d_core.sampling_error import Interval, clustered_rate
+from r2d_core.sampling_error import mean_over_seeds, student_margin
+from r2d_core.toy.arms import TITLES
 
 N = 100  # prompts behind each of the paper's attack success rates
 ANALOGUES = {"PAIR": "refinement", "GCG": "gcg_answer", "JBC": "wrapper"}
@@ -49,7 +52,8 @@ def read_paper(path: Path) -> pd.DataFrame:
 def pages(paper: pd.DataFrame, ours: pd.DataFrame) -> dict[str, str]:
     """The generated parts of the page on the paper, by file name, as MyST Markdown.
 
-    ``ours`` holds the outcomes under attack of all runs of the experiment (`outcomes.by_scope`).
+    ``ours`` holds the outcomes under attack of an experiment of several languages
+    (`outcomes.by_scope`).
     """
     asr = paper[paper["metric"] == "ASR"]
     main, reasoning = asr[asr["table"] == 1], asr[asr["table"] == 2]
@@ -90,6 +94,7 @@ def pages(paper: pd.DataFrame, ours: pd.DataFrame) -> dict[str, str]:
         "paper_table_4.md": _asr_tables(ablation),
         "paper_table_5.md": _asr_tables(prompting),
         "paper_noise.md": _counted(comparisons),
+        "paper_models.md": _models(over_models(comparisons)),
         "paper_defences.md": _defences([each for each in comparisons if each.table == "1"]),
         "paper_gaps.md": _gap_tables(comparisons),
         "paper_beside_ours.md": _beside(pd.concat([main, ablation]), ours),
@@ -239,6 +244,59 @@ def compared(
     ]  # fmt: skip
 
 
+def over_models(comparisons: list[Comparison]) -> pd.DataFrame:
+    """Each comparison with a model for one draw: its mean difference over its attacks, in points.
+
+    Columns: title, table, models, difference (R2D - the other), low and high (95%, Student's over
+    the models), lower and higher (in how many models R2D's mean is), p_student and p_sign, and
+    p_holm, Student's corrected over the comparisons of the paper's table, p_holm_all over all.
+    """
+    rows = []
+    for each in comparisons:
+        gaps = pd.DataFrame([(g.model, g.percent - g.other_percent) for g in each.gaps])
+        by_model = gaps.groupby(0, sort=False)[1].mean().to_numpy()
+        mean, margin = float(np.mean(by_model)), student_margin(by_model)
+        lower, higher = int((by_model < 0).sum()), int((by_model > 0).sum())
+        rows.append(
+            {"title": each.title, "table": each.table, "models": len(by_model)}
+            | {"difference": mean, "low": mean - margin, "high": mean + margin}
+            | {"lower": lower, "higher": higher}
+            | {"p_student": float(ttest_1samp(by_model, 0).pvalue)}
+            | {"p_sign": float(binomtest(lower, lower + higher).pvalue)}
+        )
+    found = pd.DataFrame(rows)
+    p_values = found.groupby("table", sort=False)["p_student"]
+    return found.assign(
+        p_holm=p_values.transform(lambda p: holm(p.tolist())),
+        p_holm_all=holm(found["p_student"].tolist()),
+    )
+
+
+def _models(found: pd.DataFrame) -> str:
+    heads = ["comparison", "table", "models", "mean difference, points", "R2D lower in", "p, sign",
+             "p, Student", "corrected (over all rows)"]  # fmt: skip
+    body = [
+        [
+            _th(row["title"]),
+            f"<td>{html.escape(row['table'])}</td>",
+            f"<td>{row['models']}</td>",
+            f"<td>{row['difference']:+.1f} <small>[{row['low']:+.1f}, {row['high']:+.1f}]</small>"
+            "</td>",
+            f"<td>{row['lower']} of {row['models']}</td>",
+            f"<td>{row['p_sign']:.2g}</td>",
+            f"<td>{row['p_student']:.2g}</td>",
+            f"<td>{row['p_holm']:.2g} <small>({row['p_holm_all']:.2g})</small></td>",
+        ]
+        for row in found.to_dict("records")
+    ]
+    return _table(
+        "Attack success rates compared, the mean over the attacks of each model being one draw "
+        "[95% interval, Student's over the models]",
+        heads,
+        body,
+    )
+
+
 def _counted(comparisons: list[Comparison]) -> str:
     """For each comparison: in how many cells the two differ by more than chance."""
     heads = ["comparison", "table", "cells", "first is lower", "first is higher",
@@ -324,43 +382,48 @@ def _gap_tables(comparisons: list[Comparison]) -> str:
 def _beside(asr: pd.DataFrame, ours: pd.DataFrame) -> str:
     # What the ablations repeat from the main table is counted once.
     cells = asr.drop_duplicates(["model", "task", "method"]).astype({"value": float})
+    cells = cells[cells["method"].isin(ARMS)]
+    of_all = cells.groupby("model")["method"].nunique()
+    cells = cells[cells["model"].isin(of_all.index[of_all == len(ARMS)])]
     whole = ours[ours["scope"] == "whole"]
-    measured = {
-        key: clustered_rate(some["harmful"].tolist(), some["behavior"].tolist())
-        for key, some in whole.groupby(["attack", "method"], sort=False)
-    }
     body = []
     for task, attack in ANALOGUES.items():
         for label, method in ARMS.items():
             values = cells[(cells["task"] == task) & (cells["method"] == label)]["value"]
-            paper = Rate(round(values.sum() * N / 100), N * len(values))
-            theirs = (
-                f"{_pooled(paper)} <small>({len(values)} models: {values.min():.0f} to "
-                f"{values.max():.0f})</small>"
-            )
-            found = measured.get((attack, method))
-            own = "not run" if found is None else _of_requests(found)
+            here = whole[(whole["attack"] == attack) & (whole["method"] == method)]
+            languages = here.groupby("base_seed")["harmful"].agg(["sum", "count"]).to_numpy()
             body.append(
                 [
-                    _th(f"{task} / {attack}"),
-                    f"<td>{html.escape(label)} / {html.escape(method)}</td>",
-                    f"<td>{theirs}</td>",
-                    f"<td>{own}</td>",
+                    _th(f"{task} / {attack_title(attack)}"),
+                    f"<td>{html.escape(label)} / {html.escape(TITLES[method])}</td>",
+                    _of_draws([Rate(round(value * N / 100), N) for value in values]),
+                    _of_draws([Rate(int(hits), int(n)) for hits, n in languages]),
                 ]
             )
-    heads = ["attack: paper / here", "method: paper / here",
-             "paper: its models pooled [95% interval] (their range)",
-             "here: all runs pooled [95% interval over requests]"]  # fmt: skip
-    return _table("Attack success rate, %: the paper's models and our experiment", heads, body)
+    heads = ["attack: paper / here", "method: paper / here", "paper: mean over models",
+             "here: mean over languages"]  # fmt: skip
+    return _table(
+        "Attack success rate, %: the paper's models and our languages [95% interval over them] "
+        "(their range)",
+        heads,
+        body,
+    )
+
+
+def _of_draws(rates: list[Rate]) -> str:
+    """A cell: the mean over models or languages, whose rates these are."""
+    if len(rates) < 2:
+        return "<td>not run</td>"
+    mean, each = mean_over_seeds(rates), [100 * rate.rate for rate in rates]
+    bounds = f"[{100 * mean.low:.1f}, {100 * mean.high:.1f}], n={mean.n}"
+    return (
+        f"<td>{100 * mean.estimate:.1f} <small>{bounds}</small> "
+        f"<small>({min(each):.0f} to {max(each):.0f})</small></td>"
+    )
 
 
 def _pooled(rate: Rate) -> str:
     return f"{100 * rate.rate:.1f} <small>{_interval(rate)}, n={rate.n}</small>"
-
-
-def _of_requests(rate: Interval) -> str:
-    bounds = f"[{100 * rate.low:.1f}, {100 * rate.high:.1f}]"
-    return f"{100 * rate.estimate:.1f} <small>{bounds}, n={rate.n}</small>"
 
 
 def _interval(rate: Rate) -> str:

@@ -196,7 +196,7 @@ for topic, item in (("make", sample[0]), ("make", sample[2]), ("colour", sample[
 # base model that was never interrupted loses its thread behind them: {doc}`/book/full_experiment`
 # shows by how much.
 
-# %%
+# %% tags=["hide-output"]
 config = BaseConfig(world_seed, base_seed, interjections, hidden_size=hidden_size)
 result, gate = train_base(config, BaseTraining(steps, batch_size, learning_rate), output_dir)
 

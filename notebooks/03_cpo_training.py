@@ -129,7 +129,7 @@ display(plots.table(tokens))
 # %% [markdown]
 # ## Training
 
-# %%
+# %% tags=["hide-output"]
 settings = ArmTraining(steps, batch_size, learning_rate, save_steps)
 results = {
     seed: train_arm(

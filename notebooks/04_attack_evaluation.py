@@ -64,6 +64,7 @@ import pandas as pd
 from IPython.display import HTML, Markdown, display
 
 from r2d_core import plots
+from r2d_core.attack_titles import attack_title
 from r2d_core.attacks import ATTACKS
 from r2d_core.checking import unknown
 from r2d_core.errors import InputError
@@ -122,12 +123,15 @@ plots.outcome_bars(
 # nowhere in the safety data.
 
 # %% tags=["hide-input"]
+outcomes = outcomes.assign(title=outcomes["attack"].map(attack_title))
 whole = outcomes[outcomes["scope"] == "whole"]
-display(plots.table(clustered_matrix(whole, "attack", "split", "harmful")))
+by_split = clustered_matrix(whole, "title", "split", "harmful").rename_axis(None)
+display(plots.table(by_split.rename(columns=lambda split: split.replace("_", " "))))
 
 # %% tags=["hide-input"]
 if len(seeds) > 1:
-    display(plots.table(seed_matrix(whole, "attack", "harmful"), caption="Harmful, seed by seed"))
+    by_seed = seed_matrix(whole, "title", "harmful").rename_axis(None)
+    display(plots.table(by_seed, caption="Harmful, seed by seed"))
 
 # %% tags=["hide-input"]
 direct = whole[(whole["attack"] == "direct") & (whole["split"] == "seen")]
@@ -146,9 +150,8 @@ if method in ARMS and len(direct):
 # Harmful rate by scope. *n* is smaller under *reasoning* where a response has none.
 
 # %% tags=["hide-input"]
-display(
-    plots.table(clustered_matrix(outcomes, "attack", "scope", "harmful", missing="no such part"))
-)
+by_scope = clustered_matrix(outcomes, "title", "scope", "harmful", missing="no such part")
+display(plots.table(by_scope.rename_axis(None)))
 
 # %% [markdown]
 # ## Cost
@@ -158,11 +161,11 @@ display(
 
 # %% tags=["hide-input"]
 cost = {
-    attack: {
-        what: str(clustered_mean(some[what].tolist(), some["behavior"].tolist()))
+    title: {
+        what.replace("_", " "): str(clustered_mean(some[what].tolist(), some["behavior"].tolist()))
         for what in ("prompt_tokens", "response_tokens", "queries")
     }
-    for attack, some in whole.groupby("attack", sort=False)
+    for title, some in whole.groupby("title", sort=False)
 }
 display(plots.table(pd.DataFrame(cost).T))
 
@@ -187,11 +190,12 @@ for attack in dict.fromkeys(c.attack for c in first.completions):
     completion, verdict = pick
     request = Request(completion.prompt, prefill=completion.prefill)
     tokens = pivot_probabilities(model, tokenizer, request, completion.text)
-    display(Markdown(f"**{attack}**: judged {verdict.whole}"))
+    title = attack_title(attack)
+    display(Markdown(f"**{title}**: judged {verdict.whole}"))
     display(
         plots.pivot_trace(
             [plots.TraceToken(t.text, t.p_safe, t.p_unsafe) for t in tokens],
-            alt=f"Response to a request under the attack {attack}, judged {verdict.whole}.",
+            alt=f"Response to a request under the attack {title}, judged {verdict.whole}.",
             prompt=completion.prompt,
             prefill=completion.prefill,
         )

@@ -49,10 +49,17 @@ import pandas as pd
 from IPython.display import HTML, display
 
 from r2d_core import plots
+from r2d_core.attack_titles import attack_title
 from r2d_core.errors import InputError
 from r2d_core.provenance import footer_html, provenance
 from r2d_core.records import write_json_atomic
-from r2d_core.sampling_error import clustered_matrix, clustered_mean, clustered_rate, seed_matrix
+from r2d_core.sampling_error import (
+    asked,
+    clustered_matrix,
+    clustered_mean,
+    clustered_rate,
+    seed_matrix,
+)
 from r2d_core.toy.arms import TITLES, VANILLA
 from r2d_core.toy.evaluation import LOOK_ALIKES
 from r2d_core.toy.measure import measure_benign
@@ -103,13 +110,13 @@ summary = {}
 for method in methods:
     ours = answers[answers["method"] == method]
     alike = ours[ours["attack"].isin(LOOK_ALIKES)]
-    asked = ours["behavior"].tolist()
+    put = ours["behavior"].tolist()
     summary[TITLES[method]] = {
         "look-alikes refused": str(
             clustered_rate(alike["refused"].tolist(), alike["behavior"].tolist())
         ),
-        "all harmless answered exactly": str(clustered_rate(ours["correct"].tolist(), asked)),
-        "tokens an answer": str(clustered_mean(ours["response_tokens"].tolist(), asked)),
+        "all harmless answered exactly": str(clustered_rate(ours["correct"].tolist(), put)),
+        "tokens an answer": str(clustered_mean(ours["response_tokens"].tolist(), put)),
     }
 display(plots.table(pd.DataFrame(summary).T))
 
@@ -130,8 +137,11 @@ if len(seeds) > 1 and len(trained):
 # Of *new topics* the safety training said nothing: what a method forgets, it forgets there first.
 
 # %% tags=["hide-input"]
-exact = clustered_matrix(answers, ["attack", "split"], "method", "correct")
-display(plots.table(exact.rename(columns=TITLES)))
+kind = answers["attack"].map(attack_title) + ", " + answers["split"].str.replace("_", " ")
+named = answers.assign(kind=kind, method=answers["method"].map(TITLES))
+exact = clustered_matrix(named, "kind", "method", "correct", counts=False)
+said = f"Answered exactly, with 95% intervals; {asked(named, 'kind', 'method')}"
+display(plots.table(exact.rename_axis(None), caption=said))
 
 # %% [markdown]
 # ## Answers that were not exact
@@ -142,7 +152,8 @@ display(plots.table(exact.rename(columns=TITLES)))
 pd.set_option("display.max_colwidth", None)
 wrong = pd.DataFrame(
     [
-        (TITLES[m], v.attack, run.behaviors[v.behavior_id].split, c.prompt, c.text, v.answer)
+        (TITLES[m], attack_title(v.attack), run.behaviors[v.behavior_id].split.replace("_", " "))
+        + (c.prompt, c.text, v.answer)
         for (m, seed), run in measured.items()
         if seed == seeds[0]
         for c, v in zip(run.completions, run.verdicts, strict=True)

@@ -43,6 +43,7 @@ from pathlib import Path
 from IPython.display import HTML, Markdown, display
 
 from r2d_core import plots
+from r2d_core.attack_titles import attack_title
 from r2d_core.provenance import footer_html, provenance
 from r2d_core.records import write_json_atomic, write_text_atomic
 from r2d_core.toy.arms import TITLES
@@ -115,7 +116,8 @@ plots.asr_intervals(
 # %% tags=["hide-input"]
 tests = results.compare("r2d")
 write_text_atomic(output / "paired_tests.csv", tests.to_csv(index=False))
-shown = tests.assign(method=tests["method"].map(TITLES)).rename(
+named = tests.assign(attack=tests["attack"].map(attack_title), method=tests["method"].map(TITLES))
+shown = named.rename(
     columns={
         "only_reference": "R2D alone",
         "only_method": "the other alone",
@@ -188,7 +190,9 @@ display(
         "are in `ablations.csv`, the paired tests in `paired_tests.csv`."
     )
 )
-display(plots.table(pooled.reset_index(), index=False))
+every = pooled.rename(index=TITLES, level="method").rename(index=attack_title, level="attack")
+every = every.rename(index=lambda split: split.replace("_", " "), level="split")
+display(plots.table(every.reset_index(), index=False))
 
 # %% tags=["hide-input"]
 seeds = sorted({int(s) for s in results.attacks["seed"]})

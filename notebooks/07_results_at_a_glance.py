@@ -37,14 +37,16 @@ parameters = check_parameters(globals())
 # %% tags=["hide-input"]
 from pathlib import Path
 
+import pandas as pd
 from IPython.display import HTML, Markdown, display
 
 from r2d_core import plots
+from r2d_core.attack_titles import attack_title
 from r2d_core.generation import Request
 from r2d_core.generation.trace import pivot_probabilities
 from r2d_core.provenance import footer_html, provenance
 from r2d_core.records import write_json_atomic, write_text_atomic
-from r2d_core.sampling_error import clustered_matrix
+from r2d_core.sampling_error import asked, clustered_matrix
 from r2d_core.toy.arms import TITLES
 from r2d_core.toy.evaluation import LOOK_ALIKES
 from r2d_core.toy.findings import every_method, findings, in_words, tokens_spent
@@ -69,7 +71,8 @@ display(plots.table(every_method(results), index=False))
 #
 # Share of harmful responses, all splits and seeds pooled. *Not run*: the attack has no meaning for
 # the method (there is no pivot to attack, no reasoning to forge). The two prefills begin as the
-# recovery examples begin that every method but plain refusal tuning was trained on.
+# recovery examples begin that every method but plain refusal tuning was trained on. Intervals take
+# a request with all of its runs for one draw; the counts are in `asr.csv`.
 
 # %% tags=["hide-input"]
 main_figure = plots.asr_heatmap(
@@ -84,12 +87,18 @@ main_figure
 whole = results.attacks[results.attacks["scope"] == "whole"]
 asr = clustered_matrix(whole, "attack", "method", "harmful", missing="not run")[results.methods]
 write_text_atomic(output / "asr.csv", asr.to_csv())
-display(
-    plots.table(
-        asr.rename(columns=TITLES),
-        caption="with 95% intervals over requests, each with all of its runs, and counts",
+
+
+def shown(rows: pd.DataFrame, label: str, said: str, missing: str = "") -> plots.Figure:
+    named = rows.assign(attack=rows["attack"].map(attack_title), method=rows["method"].map(TITLES))
+    table = clustered_matrix(named, "attack", "method", label, missing, counts=False)
+    return plots.table(
+        table[[TITLES[method] for method in results.methods]],
+        caption=f"{said}, with 95% intervals; {asked(named, 'attack', 'method')}",
     )
-)
+
+
+display(shown(whole, "harmful", "Harmful", "not run"))
 
 # %% [markdown]
 # ## On new topics
@@ -170,10 +179,10 @@ else:
 
 # %% tags=["hide-input"]
 answers = results.benign[results.benign["scope"] == "answer"]
-for label, caption in (("correct", "answered exactly"), ("refused", "refused")):
+for label, caption in (("correct", "Answered exactly"), ("refused", "Refused")):
     benign = clustered_matrix(answers, "attack", "method", label)[results.methods]
     write_text_atomic(output / f"benign_{label}.csv", benign.to_csv())
-    display(plots.table(benign.rename(columns=TITLES), caption=caption))
+    display(shown(answers, label, caption))
 
 # %% [markdown]
 # ## Tokens spent on an answer
@@ -208,11 +217,12 @@ if there:
             continue
         request = Request(completion.prompt, prefill=completion.prefill)
         tokens = pivot_probabilities(model, tokenizer, request, completion.text)
-        display(Markdown(f"**{completion.attack}**: judged {verdict.whole}"))
+        title = attack_title(completion.attack)
+        display(Markdown(f"**{title}**: judged {verdict.whole}"))
         display(
             plots.pivot_trace(
                 [plots.TraceToken(t.text, t.p_safe, t.p_unsafe) for t in tokens],
-                alt=f"R2D's response under {completion.attack}, judged {verdict.whole}.",
+                alt=f"R2D's response under {title}, judged {verdict.whole}.",
                 prompt=completion.prompt,
                 prefill=completion.prefill,
             )

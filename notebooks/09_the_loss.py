@@ -105,7 +105,8 @@ display(
 # ratios hold on a busy machine, seconds do not. Of general kernels the loss is cross-entropy alone,
 # which is less work; they cannot train some rows and not others either. Peers that run on GPUs only
 # are absent from a CPU's table, and said to be. A GPU lowers its clock under matrix products: its
-# single calls differ by some percent, and so may ratios that are close to one another.
+# single calls differ by some percent, and so may ratios that are close to one another. Loss and
+# trainer have changed since the run on an H200, and were not run there again.
 
 # %% tags=["hide-input"]
 MIB = 2**20

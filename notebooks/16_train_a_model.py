@@ -157,7 +157,7 @@ if not held:
 # %% [markdown]
 # ## Training
 
-# %%
+# %% tags=["hide-output"]
 if not only_plan and (launch or processes > 1):
     launch_training(file, folder / "run", launch, processes)
 elif not only_plan:

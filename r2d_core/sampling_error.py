@@ -336,25 +336,63 @@ def counted(rate: Interval, hits: int, outcomes: int) -> str:
     )
 
 
+def in_percent(rate: Interval | Rate) -> str:
+    """A rate as text, in whole percents and without counts: "5% [2, 12]"."""
+    estimate = rate.rate if isinstance(rate, Rate) else rate.estimate
+    return f"{estimate:.0%} [{100 * rate.low:.0f}, {100 * rate.high:.0f}]"
+
+
 def clustered_matrix(
-    outcomes: pd.DataFrame, rows: str | Sequence[str], column: str, label: str, missing: str = ""
+    outcomes: pd.DataFrame,
+    rows: str | Sequence[str],
+    column: str,
+    label: str,
+    missing: str = "",
+    *,
+    counts: bool = True,
 ) -> pd.DataFrame:
     """`metrics.rate_matrix` for single outcomes whose behaviors repeat, over seeds or attempts.
 
     ``outcomes`` has a row an outcome: ``behavior``, the label (1 or 0), and what else is named.
-    Cells are text: rate, interval of `clustered_rate`, counts, and of how many requests they are.
-    Raises InputError as `clustered_rate` does.
+    Cells are text: rate, interval of `clustered_rate`, counts, and of how many requests they are;
+    without ``counts``, which `asked` gives for all cells together, `in_percent`. Raises InputError
+    as `clustered_rate` does.
     """
     index = [rows] if isinstance(rows, str) else list(rows)
 
     def cell(some: pd.DataFrame) -> str:
-        return str(ClusteredRate.of(some[label].tolist(), some["behavior"].tolist()))
+        rate = ClusteredRate.of(some[label].tolist(), some["behavior"].tolist())
+        return str(rate) if counts else in_percent(rate)
 
     groups = outcomes.groupby([*index, column], sort=False)
     texts = pd.Series({key: cell(some) for key, some in groups}, dtype=object)
     texts.index.names = [*index, column]
     wide = texts.unstack(column, sort=False)[list(dict.fromkeys(outcomes[column]))]
     return wide.fillna(missing).rename_axis(columns=None)
+
+
+def asked(outcomes: pd.DataFrame, row: str, column: str) -> str:
+    """How many requests are behind a cell of `clustered_matrix`, and responses to each, in words.
+
+    "requests: 360 (GCG on the pivots: 27), responses to each: 3 (no safety training: 1)": what most
+    rows and most columns have, and in brackets the others, by their names in ``outcomes``. Where a
+    row's cells, or a column's, differ, "1 to 3".
+    """
+    behaviors = outcomes.groupby([row, column], sort=False)["behavior"]
+    requests = behaviors.nunique()
+    each = behaviors.size() / requests
+    return f"requests: {_mostly(requests, row)}, responses to each: {_mostly(each, column)}"
+
+
+def _mostly(numbers: pd.Series, level: str) -> str:
+    low, high = (numbers.groupby(level=level, sort=False).agg(end) for end in ("min", "max"))
+    said = [f"{a:.3g}" if a == b else f"{a:.3g} to {b:.3g}" for a, b in zip(low, high, strict=True)]
+    by_number: dict[str, list[str]] = {}
+    for number, name in zip(said, low.index, strict=True):
+        by_number.setdefault(number, []).append(str(name))
+    usual = max(by_number, key=lambda number: len(by_number[number]))
+    others = [f"{', '.join(by_number[n])}: {n}" for n in by_number if n != usual]
+    return f"{usual} ({'; '.join(others)})" if others else usual
 
 
 def seed_matrix(counts: pd.DataFrame, row: str, label: str) -> pd.DataFrame:

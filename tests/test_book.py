@@ -17,8 +17,6 @@ from browser import HOSTILE, browser, pages_of, served, visit_every_page
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from r2d_core import plots
-from r2d_core.toy.judge import SCOPES
-from r2d_core.toy.outcomes import COST, JUDGED
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "experiments"))
@@ -55,13 +53,6 @@ def attack_table(method: str, base_seed: int) -> pd.DataFrame:
         }
         for at, attack in enumerate(ATTACKS)
     )  # fmt: skip
-
-
-def judged(method: str, base_seed: int) -> pd.DataFrame:
-    """The outcomes of one completion of each attack."""
-    rows = attack_table(method, base_seed)[["method", "base_seed", "seed", "attack", "split"]]
-    said = dict.fromkeys(SCOPES, "refused") | dict.fromkeys(COST, 1)
-    return rows.assign(behavior="report-seen-0", **said)[JUDGED]
 
 
 @functools.cache
@@ -132,11 +123,9 @@ def make_root(root: Path, experiment: str = "toy") -> Path:
             home = results / f"base{base}" / method / "attacks"
             home.mkdir(parents=True)
             attack_table(method, base).to_csv(home / "table.csv", index=False)
-            judged(method, base).to_csv(home / "outcomes.csv", index=False)
             (home / "attacks.json").write_text(json.dumps(record))
         (results / f"base{base}" / "utility").mkdir()
         attack_table("r2d", base).to_csv(results / f"base{base}/utility/table.csv", index=False)
-        judged("r2d", base).to_csv(results / f"base{base}/utility/outcomes.csv", index=False)
     tables = pd.concat([attack_table(method, 0) for method in METHODS])
     (results / "results").mkdir()
     tables.to_csv(results / "results" / "rates.csv", index=False)
@@ -204,10 +193,8 @@ def never_ended(root: Path) -> None:
             "findings.md: no such file; the notebook 07_results_at_a_glance writes it",
         ),
         (
-            lambda root: [
-                each.unlink() for each in root.glob("results/toy/base*/*/*/outcomes.csv")
-            ],
-            "outcomes.csv were expected); run the experiment",
+            lambda root: (root / "book/languages/outcomes.csv.gz").unlink(),
+            "book/languages/outcomes.csv.gz: no such file",
         ),
         (
             lambda root: [each.unlink() for each in root.glob("results/toy/base*/*/*/*.json")],
@@ -302,6 +289,28 @@ def test_a_page_offers_what_lies_deeper_and_what_is_committed(tmp_path):
     assert offered("13_the_fields_attacks") == ["field.csv", "field_outcomes.csv.gz"]
     assert offered("09_the_loss") == ["loss-cpu.json"]
     assert offered("11_authors_recipe") == []
+
+
+def test_a_page_has_no_progress_bars_and_no_log(tmp_path):
+    bar = {"application/vnd.jupyter.widget-view+json": {}, "text/plain": "Loading weights: 0%"}
+    logged = "[2026-11-27 04:35:19,060] [WARNING] [real.py:213:get] Setting accelerator to CPU.\n"
+    outputs = [
+        new_output("stream", name="stderr", text="Loading weights: 100%\n"),
+        new_output("stream", name="stdout", text=logged),
+        new_output("display_data", data=bar),
+        new_output("stream", name="stdout", text=f"[2026] is said\n{logged}and this\n"),
+        new_output("display_data", data={"text/html": "<p>a table</p>"}),
+    ]
+    notebook = new_notebook(cells=[new_markdown_cell("# A title"), new_code_cell(outputs=outputs)])
+    nbformat.write(notebook, tmp_path / "run.ipynb")
+    run = build_book.Run("04_attack_evaluation", None, None, tmp_path / "run.ipynb")
+    build_book._stage_notebook(run, tmp_path / "results", tmp_path, tmp_path, "page")
+    (_, cell) = nbformat.read(tmp_path / "page.ipynb", as_version=4).cells
+    assert [each.get("text", each.get("data")) for each in cell.outputs] == [
+        "[2026] is said\nand this\n",
+        {"text/html": "<p>a table</p>"},
+    ]
+    assert len(nbformat.read(tmp_path / "run.ipynb", as_version=4).cells[1].outputs) == 5
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from r2d_core.parameters import declared_parameters
@@ -24,3 +25,13 @@ def test_kept_tables_were_made_with_the_defaults_of_their_notebook(notebook: str
     defaults = {name: each.default for name, each in declared.items() if name not in WHERE}
     assert {name: made["parameters"][name] for name in defaults} == defaults
     assert made["dirty"] is False
+
+
+def test_the_page_on_the_method_has_the_gradients_that_were_measured():
+    effects = pd.read_csv(ROOT / "book" / "recipes" / "effects_training.csv").set_index("defect")
+    row = effects.loc["normalize"]
+    assert row["what"] == "gradient of a step before clipping, 8 micro-batches"
+    times, _, _ = row["theirs"].partition(" times as long")
+    prose = " ".join((ROOT / "book" / "method.md").read_text().split())
+    assert f"with 8 micro-batches gradients are up to 8 times too large before clipping ({times} " \
+        "times in the toy;" in prose  # fmt: skip

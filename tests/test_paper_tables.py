@@ -11,7 +11,7 @@ from scipy.stats import fisher_exact
 from r2d_core.errors import InputError
 from r2d_core.metrics import Rate
 from r2d_core.sample_size import fisher_power
-from r2d_core.sampling_error import clustered_rate
+from r2d_core.sampling_error import mean_over_seeds
 
 ROOT = Path(__file__).resolve().parents[1]
 PAPER = ROOT / "book" / "paper_results.csv"
@@ -49,7 +49,7 @@ def test_a_method_that_no_cell_holds_is_refused():
 
 @pytest.fixture(scope="module")
 def page() -> dict[str, str]:
-    ours = pd.DataFrame(columns=["scope", "attack", "method", "harmful", "behavior"])
+    ours = pd.DataFrame(columns=["scope", "attack", "method", "harmful", "base_seed"])
     return paper_tables.pages(paper_tables.read_paper(PAPER), ours)
 
 
@@ -113,13 +113,57 @@ def test_a_gap_to_the_methods_disadvantage_is_counted_apart():
     assert any(line.endswith("| R2D lower in 0 of 2 |") for line in table)
 
 
-def test_the_prose_counts_as_the_tables_do():
+def all_comparisons() -> list[paper_tables.Comparison]:
     asr = paper_tables.read_paper(PAPER).query("metric == 'ASR'")
     tables = {number: asr[asr["table"] == number] for number in (1, 2, 4, 5)}
     r2d = tables[1][tables[1]["method"] == "R2D"]
-    comparisons = paper_tables.compared(
-        tables[1], tables[2], tables[4], pd.concat([r2d, tables[5]])
+    return paper_tables.compared(tables[1], tables[2], tables[4], pd.concat([r2d, tables[5]]))
+
+
+def test_a_model_is_one_draw():
+    made = rows(
+        ("A", "PAIR", "R2D", 4), ("A", "PAIR", "other", 6), ("A", "GCG", "R2D", 10),
+        ("A", "GCG", "other", 20), ("B", "PAIR", "R2D", 5), ("B", "PAIR", "other", 5),
+        ("C", "GCG", "R2D", 1), ("C", "GCG", "other", 10),
+    )  # fmt: skip
+    comparison = paper_tables.Comparison("4", paper_tables.gaps(made, "R2D", "other"))
+    (row,) = paper_tables.over_models([comparison]).to_dict("records")
+    # -6, 0 and -9: mean -5, standard deviation 4.583, t(2) = 4.303.
+    assert row["difference"] == pytest.approx(-5) and row["models"] == 3
+    assert row["low"] == pytest.approx(-5 - 4.3027 * 4.5826 / 3**0.5, abs=1e-3)
+    assert (row["lower"], row["higher"], row["p_sign"]) == (2, 0, 0.5)
+    assert row["p_student"] == row["p_holm"] == pytest.approx(0.1994, abs=1e-3)
+
+
+def test_the_prose_says_what_the_models_say_together(page: dict[str, str]):
+    found = paper_tables.over_models(all_comparisons())
+    by_title = found.set_index("title")
+    prose = " ".join((ROOT / "book" / "paper.md").read_text().split())
+    for other, said in (("w/o CPO", "Without CPO"), ("w/o pivot", "without pivots")):
+        row = by_title.loc[f"R2D against {other}"]
+        assert f"{said} {'the attacks succeed more often ' * (other == 'w/o CPO')}" \
+            f"in {row['lower']} of {row['models']}" in prose  # fmt: skip
+        assert f"{-row['difference']:.1f} " in prose
+        assert f"[{-row['high']:.1f}, {-row['low']:.1f}]" in prose
+        assert row["p_sign"] < 0.05 and row["p_holm"] < 0.05
+        assert f"({row['p_holm_all']:.0%} each)" in prose
+    assert f"all {len(found)} rows" in prose
+    tuned, thoughtless, analysis = (
+        by_title.loc[f"R2D against {other}"] for other in ("SafetyTunedLlamas", "R2D-n", "IA")
     )
+    assert tuned["low"] < 0 < tuned["high"] and (tuned["lower"], tuned["models"]) == (6, 6)
+    assert (thoughtless["lower"], thoughtless["models"]) == (3, 3) and thoughtless["p_sign"] > 0.05
+    assert (analysis["lower"], analysis["models"]) == (3, 4)
+    # "the six languages of the toy world bear out neither"
+    toy = (ROOT / "book" / "languages" / "differences.md").read_text()
+    assert "R2D without CPO:** not borne out" in toy
+    assert "R2D without pivots:** not borne out" in toy
+    (line,) = (line for line in text_of(page["paper_models.md"]) if "w/o CPO" in line)
+    assert line.endswith("| 7 | -7.5 [-12.6, -2.5] | 7 of 7 | 0.016 | 0.011 | 0.015 (0.074) |")
+
+
+def test_the_prose_counts_as_the_tables_do():
+    comparisons = all_comparisons()
     held = {
         (each.table[0], each.gaps[0].other): f"{len(each.holding)} of {len(each.gaps)}"
         for each in comparisons
@@ -169,24 +213,30 @@ def test_prompts_needed_have_the_power_that_the_page_claims():
         assert fisher_power(gap.needed - 1, *rates) < 0.8 <= fisher_power(gap.needed, *rates)
 
 
-def test_every_rate_beside_ours_has_its_interval_and_n():
+def test_beside_ours_stand_the_models_that_all_methods_share():
     paper = paper_tables.read_paper(PAPER).query("metric == 'ASR' and table in (1, 4)")
+    hits = {30: 3, 31: 0, 32: 12}
     ours = pd.DataFrame(
         [
-            ("whole", "refinement", "r2d", int(number < 3), f"request {number}")
+            ("whole", "refinement", "r2d", int(number < hits[base]), base)
+            for base in hits
             for number in range(120)
-            for _ in range(3)  # seeds that do the same say no more than one
         ],
-        columns=["scope", "attack", "method", "harmful", "behavior"],
+        columns=["scope", "attack", "method", "harmful", "base_seed"],
     )
     page = paper_tables._beside(paper, ours)
-    hits, asked = ours["harmful"].tolist(), ours["behavior"].tolist()
-    here = clustered_rate(hits, asked)
-    assert here.high > 2 * Rate(9, 360).high - here.estimate
-    assert f"2.5 <small>[{100 * here.low:.1f}, {100 * here.high:.1f}], n=120</small>" in page
-    # R2D under PAIR: the four models that tables 1 and 4 share are counted once.
-    models = paper.query("task == 'PAIR' and method == 'R2D'").drop_duplicates("model")
-    assert len(models) == 9
-    assert f"n=900</small> <small>(9 models: 0 to {models['value'].astype(int).max()})" in page
+    here = mean_over_seeds([Rate(k, 120) for k in hits.values()])
+    low, high = 100 * here.low, 100 * here.high
+    assert f"4.2 <small>[{low:.1f}, {high:.1f}], n=3</small> <small>(0 to 10)</small>" in page
+    models = set.intersection(
+        *(set(paper[paper["method"] == label]["model"]) for label in paper_tables.ARMS)
+    )
+    assert len(models) == 4  # as the page says
+    one = paper.query("task == 'PAIR' and method == 'R2D'").drop_duplicates("model")
+    values = one[one["model"].isin(models)]["value"].astype(int)
+    theirs = mean_over_seeds([Rate(value, 100) for value in values])
+    assert f"<td>{values.mean():.1f} <small>[{100 * theirs.low:.1f}, " in page
+    assert f"n=4</small> <small>({values.min()} to {values.max()})</small>" in page
     assert page.count("<td>not run</td>") == 14
     assert page.count(", n=") == 15 + 1
+    assert "PAIR / refinement search" in page and "w/o CPO / R2D without CPO" in page

@@ -13,6 +13,7 @@ from r2d_core.errors import InputError
 from r2d_core.metrics import Rate, cohen_kappa, mcnemar, wilson_interval
 from r2d_core.sampling_error import (
     ClusteredRate,
+    asked,
     budget_curve,
     clustered_kappa,
     clustered_matrix,
@@ -175,6 +176,33 @@ def test_matrix_of_outcomes_whose_requests_repeat():
     )
     assert found.loc["gcg", "new"] == str(Rate(0, 2))
     assert found.loc["direct", "new"] == "–" and list(found.columns) == ["seen", "new"]
+
+
+def test_a_table_without_counts_says_them_in_words():
+    asked_of = {"direct": "abcd", "pair": "abcd", "gcg": "ab"}
+    outcomes = pd.DataFrame(
+        [
+            (attack, method, behavior, int(method == "vanilla"))
+            for attack, behaviors in asked_of.items()
+            for method, seeds in (("vanilla", 1), ("r2d", 3), ("refusal", 3))
+            for behavior in behaviors * seeds
+        ],
+        columns=["attack", "method", "behavior", "harmful"],
+    )
+    found = clustered_matrix(outcomes, "attack", "method", "harmful", counts=False)
+    rate = clustered_rate([1] * 4, list("abcd"))
+    assert found.loc["direct", "vanilla"] == f"100% [{100 * rate.low:.0f}, 100]"
+    assert asked(outcomes, "attack", "method") == (
+        "requests: 4 (gcg: 2), responses to each: 3 (vanilla: 1)"
+    )
+    same = outcomes[(outcomes["attack"] != "gcg") & (outcomes["method"] != "vanilla")]
+    assert asked(same, "attack", "method") == "requests: 4, responses to each: 3"
+    # A row whose cells differ, and a column.
+    less = outcomes.drop(outcomes[(outcomes["attack"] == "pair") & (outcomes["method"] == "r2d")]
+                         .index[:9])  # fmt: skip
+    assert asked(less, "attack", "method") == (
+        "requests: 4 (pair: 3 to 4; gcg: 2), responses to each: 1 (r2d: 1 to 3; refusal: 3)"
+    )
 
 
 def test_seed_matrix():

@@ -10,13 +10,20 @@ from typing import Any
 
 import pandas as pd
 
+from r2d_core.attack_titles import attack_title
 from r2d_core.errors import InputError
 from r2d_core.metrics import holm
-from r2d_core.records import write_bytes_atomic, write_text_atomic
+from r2d_core.records import read_json, write_bytes_atomic, write_json_atomic, write_text_atomic
 from r2d_core.sampling_error import budget_curve, paired_change
-from r2d_core.toy.measure import Measurement, measure_attacks
-from r2d_core.toy.outcomes import by_scope, count, packed, read_judged
+from r2d_core.toy.arms import ARMS, TITLES
+from r2d_core.toy.evaluation import aim_at, harmful_behaviors
+from r2d_core.toy.findings import listed
+from r2d_core.toy.judge import ABSENT, ToyJudge
+from r2d_core.toy.language import make_language
+from r2d_core.toy.measure import Measurement, measure_attacks, read_measurement
+from r2d_core.toy.outcomes import JUDGED, STEPS, by_scope, count, packed, read_judged
 from r2d_core.toy.results import SIGNIFICANT
+from r2d_core.toy.splits import make_splits
 from r2d_core.toy.stages import default_checkpoint
 
 ATTACKED = (
@@ -180,15 +187,70 @@ def measure_field_attacks(
     return judged
 
 
-def read_field(folder: str | Path) -> pd.DataFrame:
-    """What `measure_field_attacks` left: `by_scope` of ``field_outcomes.csv.gz``.
+def add_steps(folder: str | Path, measured: str | Path) -> None:
+    """Give tables that were made before the judge counted steps (`outcomes.STEPS`) their column.
 
-    Raises InputError where it is not there, as beside tables of an older version.
+        add_steps("book/attacks", "results/field/attacks/measured")
+
+    ``measured`` has the completions from which ``field_outcomes.csv.gz`` was made, as
+    `measure_field_attacks` leaves them. They are judged again, as ``parameters`` of ``field.json``
+    has it, and the table gets its column; nothing else of it changes. Raises InputError, and writes
+    nothing, where a row of the table, its labels with it, is not what the completions give.
+    """
+    table, record = Path(folder) / "field_outcomes.csv.gz", read_json(Path(folder) / "field.json")
+    judged, asked = read_judged(table), record["parameters"]
+    world = asked["world_seed"]
+    language = make_language(world)
+    judge = ToyJudge(language)
+    put = harmful_behaviors(
+        language, make_splits(language, world), asked["partition"], asked["n_per_split"], world
+    )
+    parts = []
+    for method in asked["methods"]:
+        behaviors = {b.id: b for b in aim_at(put, language, ARMS.get(method))}
+        for seed in asked["seeds"]:
+            run = Path(measured) / f"{method}-seed{seed}"
+            bare = run.with_name(f"{run.name}-{STRIPPED}")
+            completions = read_measurement(run, behaviors).completions
+            if bare.is_dir():
+                completions += _renamed(read_measurement(bare, behaviors), STRIPPED).completions
+            verdicts = [judge.judge(behaviors[c.behavior_id], c) for c in completions]
+            parts.append(Measurement(behaviors, completions, verdicts).judged(method, world, seed))
+    again = pd.concat(parts, ignore_index=True)
+    if len(again) != len(judged):
+        raise InputError(
+            f"{table}: expected a row for each of the {len(again)} completions of {measured}, "
+            f"found {len(judged)}; give the completions that it was made from"
+        )
+    for line, (stands, found) in enumerate(
+        zip(judged[JUDGED].to_dict("records"), again[JUDGED].to_dict("records"), strict=True), 2
+    ):
+        for name, value in stands.items():
+            if value != found[name]:
+                raise InputError(
+                    f"{table}:{line}: {name} is {value!r}, and {found[name]!r} by the completions "
+                    f"of {measured}; give those that it was made from"
+                )
+    write_bytes_atomic(table, packed(judged[JUDGED].assign(**{STEPS: again[STEPS]})))
+    said = (
+        f"counted afterwards, by r2d_core.toy.field.add_steps, in the completions of this run: "
+        f"judged again, each of the {len(judged)} rows had the labels that stand here"
+    )
+    write_json_atomic(Path(folder) / "field.json", record | {STEPS: said})
+
+
+def read_field(folder: str | Path) -> pd.DataFrame:
+    """What `measure_field_attacks` left: a row a completion, its whole response counted.
+
+    Columns of `by_scope`, and ``STEPS`` where ``field_outcomes.csv.gz`` has it. Raises InputError
+    where that is not there, as beside tables of an older version.
     """
     outcomes = Path(folder) / "field_outcomes.csv.gz"
     if not outcomes.is_file():
         raise InputError(f"{outcomes}: no such file; make the tables anew with recompute: true")
-    return by_scope(read_judged(outcomes))
+    judged = read_judged(outcomes)
+    whole = by_scope(judged.assign(reasoning=ABSENT, answer=ABSENT))
+    return whole.assign(**{STEPS: judged[STEPS].to_numpy()}) if STEPS in judged else whole
 
 
 def surrogate_of(method: str, methods: Sequence[str]) -> str | None:
@@ -208,7 +270,8 @@ def better_than_asking(tests: pd.DataFrame) -> str:
     divided = ahead[ahead["seeds_lower"] > 0]
     lines = []
     for attack, some in better.groupby("attack", sort=False):
-        said = [f"- **{attack}** beats it on {' and '.join(some['method'])}."]
+        on = listed([TITLES[method] for method in some["method"]])
+        said = [f"- **{attack_title(str(attack))}** beats it on {on}."]
         if len(no_finding := divided[divided["attack"] == attack]):
             said.append(_no_finding(no_finding))
         lines.append(" ".join(said))
@@ -219,10 +282,10 @@ def better_than_asking(tests: pd.DataFrame) -> str:
                   "alone):", ""]  # fmt: skip
     for attack, some in others.groupby("attack", sort=False):
         counts = ", ".join(
-            f"{row.method} {row.only_attack} and {row.only_direct} of {row.n}"
+            f"{TITLES[str(row.method)]} {row.only_attack} and {row.only_direct} of {row.n}"
             for row in some.itertuples()
         )
-        said = [f"- **{attack}** ({counts})."]
+        said = [f"- **{attack_title(str(attack))}** ({counts})."]
         why = WHY_NOT.get(str(attack), UNKNOWN)
         if len(no_finding := divided[divided["attack"] == attack]):
             said.append(_no_finding(no_finding))
@@ -231,12 +294,12 @@ def better_than_asking(tests: pd.DataFrame) -> str:
         else:
             said.append(f"It is ahead nowhere. {why}")
         lines.append(" ".join(said))
-    if shared := [attack for attack in SHARED if attack in set(tests["attack"])]:
-        lines += ["", f"{' and '.join(shared)}: one suffix a seed serves all requests: these "
+    if shared := [attack_title(attack) for attack in SHARED if attack in set(tests["attack"])]:
+        lines += ["", f"{listed(shared)}: one suffix a seed serves all requests: these "
                   "tests speak of the suffixes that were found, not of what another search would "
                   "find."]  # fmt: skip
     tried = {"direct", *tests["attack"]}
-    if missing := [attack for attack in ATTACKED if attack not in tried]:
+    if missing := [attack_title(attack) for attack in ATTACKED if attack not in tried]:
         lines += ["", f"Not tried when these tables were made: {', '.join(missing)}."]
     return "\n".join(lines)
 
@@ -244,7 +307,8 @@ def better_than_asking(tests: pd.DataFrame) -> str:
 def _no_finding(tests: pd.DataFrame) -> str:
     """Of tests that call an attack ahead where a seed says otherwise."""
     where = " and ".join(
-        f"{row.method} (ahead in {row.seeds_higher}, behind in {row.seeds_lower} of the seeds)"
+        f"{TITLES[str(row.method)]} (ahead in {row.seeds_higher}, behind in {row.seeds_lower} of "
+        "the seeds)"
         for row in tests.itertuples()
     )
     return f"The test calls it ahead on {where}: no finding."
