@@ -16,7 +16,7 @@ from scipy.stats import norm, permutation_test, t
 from statsmodels.stats.proportion import proportion_confint
 
 from r2d_core.errors import InputError
-from r2d_core.metrics import Kappa, Rate, cohen_kappa, rate_matrix, wilson_interval
+from r2d_core.metrics import Kappa, Rate, cohen_kappa, wilson_interval
 
 
 @dataclass(frozen=True)
@@ -339,11 +339,12 @@ def counted(rate: Interval, hits: int, outcomes: int) -> str:
 def clustered_matrix(
     outcomes: pd.DataFrame, rows: str | Sequence[str], column: str, label: str, missing: str = ""
 ) -> pd.DataFrame:
-    """`metrics.rate_matrix` for single outcomes whose behaviors repeat, over seeds or attempts.
+    """Rates of one label as text: ``rows`` × the values of ``column``, as they first occur.
 
     ``outcomes`` has a row an outcome: ``behavior``, the label (1 or 0), and what else is named.
-    Cells are text: rate, interval of `clustered_rate`, counts, and of how many requests they are.
-    Raises InputError as `clustered_rate` does.
+    Cells are rate, interval of `clustered_rate`, counts, and of how many requests they are where
+    requests repeat; ``missing`` where there is no outcome. Raises InputError as `clustered_rate`
+    does.
     """
     index = [rows] if isinstance(rows, str) else list(rows)
 
@@ -357,14 +358,14 @@ def clustered_matrix(
     return wide.fillna(missing).rename_axis(columns=None)
 
 
-def seed_matrix(counts: pd.DataFrame, row: str, label: str) -> pd.DataFrame:
+def seed_matrix(outcomes: pd.DataFrame, row: str, label: str) -> pd.DataFrame:
     """A rate seed by seed, as text, and `mean_over_seeds`: ``row`` × (seeds, mean over seeds).
 
-    ``counts`` has the columns of `metrics.rate_matrix`, and ``seed``. Raises InputError as
+    ``outcomes`` is as in `clustered_matrix`, and has a ``seed``. Raises InputError as
     `mean_over_seeds` does.
     """
-    wide = rate_matrix(counts, row, "seed", label).rename(columns=lambda seed: f"seed {seed}")
-    summed = counts.groupby([row, "seed"], sort=False)[[label, "n"]].sum()
+    wide = clustered_matrix(outcomes, row, "seed", label).rename(columns=lambda s: f"seed {s}")
+    summed = outcomes.groupby([row, "seed"], sort=False)[label].agg(["sum", "count"])
     means = {
         name: str(mean_over_seeds([Rate(int(k), int(n)) for k, n in some.to_numpy()]))
         for name, some in summed.groupby(level=0, sort=False)

@@ -178,10 +178,15 @@ def test_matrix_of_outcomes_whose_requests_repeat():
 
 
 def test_seed_matrix():
-    counts = pd.DataFrame(
-        {"attack": ["direct"] * 4, "seed": [0, 0, 1, 1], "n": [10] * 4, "harmful": [1, 2, 0, 5]}
+    outcomes = pd.DataFrame(
+        {
+            "attack": "direct",
+            "seed": [0] * 20 + [1] * 20,
+            "behavior": [*range(20), *range(20)],
+            "harmful": [1] * 3 + [0] * 17 + [1] * 5 + [0] * 15,
+        }
     )
-    found = seed_matrix(counts, "attack", "harmful")
+    found = seed_matrix(outcomes, "attack", "harmful")
     assert found.loc["direct"].tolist() == [
         str(Rate(3, 20)), str(Rate(5, 20)), str(mean_over_seeds([Rate(3, 20), Rate(5, 20)])),
     ]  # fmt: skip
