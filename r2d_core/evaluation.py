@@ -440,9 +440,7 @@ def _said(completion: Completion, name: str) -> float | None:
 def _mean_of(counts: Sequence[tuple[str, float]]) -> str:
     if not counts:
         return "not known"
-    # Fewer draws of very many behaviors: they are all in memory at once.
-    draws = max(1_000, min(10_000, 20_000_000 // len(counts)))
-    return str(clustered_mean([n for _, n in counts], [of for of, _ in counts], draws=draws))
+    return str(clustered_mean([n for _, n in counts], [of for of, _ in counts]))
 
 
 def _number(value: float | None) -> float:
