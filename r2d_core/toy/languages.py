@@ -20,7 +20,7 @@ from r2d_core.metrics import holm
 from r2d_core.replication import difference_over_replicates
 from r2d_core.toy.arms import ARMS, TITLES, same_format
 from r2d_core.toy.evaluation import LOOK_ALIKES
-from r2d_core.toy.findings import listed
+from r2d_core.toy.findings import REFERENCE, listed
 from r2d_core.toy.outcomes import by_request
 from r2d_core.toy.results import SIGNIFICANT, Results
 
@@ -31,31 +31,31 @@ _OF_ONE_FORMAT = ("forged_reasoning", "gcg_pivot")
 """Attacks that write, or aim at, a method's own reasoning and pivots: they differ with these."""
 
 
-def comparable(results: Results, reference: str = "r2d") -> bool:
-    """Whether there are several languages, and beside ``reference`` a method that was trained."""
+def comparable(results: Results) -> bool:
+    """Whether there are several languages, and beside R2D a method that was trained."""
     return (
         results.attacks["base_seed"].nunique() > 1
-        and reference in results.methods
-        and bool(_others(results, reference))
+        and REFERENCE in results.methods
+        and bool(_others(results))
     )
 
 
-def over_languages(results: Results, reference: str = "r2d") -> pd.DataFrame:
-    """``reference`` against every other trained method, a row a method and outcome.
+def over_languages(results: Results) -> pd.DataFrame:
+    """R2D against every other trained method, a row a method and outcome.
 
     Outcomes are each attack (the share of harmful responses), ``LOOK_ALIKES_REFUSED`` and
     ``ANSWERED_EXACTLY`` (of harmless requests, judged on the answer). Attacks of ``_OF_ONE_FORMAT``
     are left out where the methods' formats differ, and what both met in one language only. Columns:
-    method, outcome, n (pairs), languages, reference and other (mean rates), difference (reference -
-    other), low, high and p_value of `difference_over_replicates`, lower and higher (in how many
-    languages the reference's rate is), p_holm (corrected over the outcomes of a method: each of the
+    method, outcome, n (pairs), languages, reference (R2D) and other (mean rates), difference
+    (reference - other), low, high and p_value of `difference_over_replicates`, lower and higher (in
+    how many languages R2D's rate is), p_holm (corrected over the outcomes of a method: each of the
     others asks a question of its own) and p_holm_all (over all rows).
 
-    Raises InputError where the experiment has not the reference, nothing beside it, or one language
+    Raises InputError where the experiment has no R2D, nothing beside it, or one language
     only, and as `difference_over_replicates` does.
     """
     rows = []
-    for method, name, pairs in _pairs(results, reference):
+    for method, name, pairs in _pairs(results):
         of = [pairs.index.get_level_values(level).tolist() for level in ("behavior", "base_seed")]
         found = difference_over_replicates(
             pairs["reference"].tolist(), pairs["other"].tolist(), *of
@@ -72,13 +72,13 @@ def over_languages(results: Results, reference: str = "r2d") -> pd.DataFrame:
     return frame.assign(p_holm=corrected, p_holm_all=holm(frame["p_value"].tolist()))
 
 
-def by_language(results: Results, reference: str = "r2d") -> pd.DataFrame:
+def by_language(results: Results) -> pd.DataFrame:
     """The rows of `over_languages` language by language: base_seed, n, the rates, the difference.
 
     Raises InputError as there.
     """
     rows = []
-    for method, name, pairs in _pairs(results, reference):
+    for method, name, pairs in _pairs(results):
         for base, some in pairs.groupby(level="base_seed", sort=False):
             ours, theirs = some["reference"].mean(), some["other"].mean()
             rows.append(
@@ -88,7 +88,7 @@ def by_language(results: Results, reference: str = "r2d") -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def in_words(table: pd.DataFrame, reference: str = "r2d") -> str:
+def in_words(table: pd.DataFrame) -> str:
     """Markdown: of each method the outcomes of `over_languages` that the languages bear out.
 
     Those of which p_holm is below `SIGNIFICANT` and that no language contradicts: both mean rates,
@@ -110,7 +110,7 @@ def in_words(table: pd.DataFrame, reference: str = "r2d") -> str:
         if left:
             parts.append(f"not borne out: {listed(left)}")
         lines.append(
-            f"- **{TITLES[reference]} against {TITLES[str(method)]}:** {'; '.join(parts)}."
+            f"- **{TITLES[REFERENCE]} against {TITLES[str(method)]}:** {'; '.join(parts)}."
         )
     return "\n".join(lines) + "\n"
 
@@ -141,25 +141,25 @@ def _cell(row: dict[Hashable, Any]) -> str:
     )
 
 
-def _others(results: Results, reference: str) -> list[str]:
-    return [method for method in results.methods if method in ARMS and method != reference]
+def _others(results: Results) -> list[str]:
+    return [method for method in results.methods if method in ARMS and method != REFERENCE]
 
 
-def _pairs(results: Results, reference: str) -> Iterator[tuple[str, str, pd.DataFrame]]:
+def _pairs(results: Results) -> Iterator[tuple[str, str, pd.DataFrame]]:
     """Of each other method and outcome the pairs: columns ``_SIDES``, index of `by_request`."""
-    if reference not in results.methods:
-        raise InputError(f"the experiment has no method {reference!r}; it has {results.methods}")
+    if REFERENCE not in results.methods:
+        raise InputError(f"the experiment has no method {REFERENCE!r}; it has {results.methods}")
     if (languages := results.attacks["base_seed"].nunique()) < 2:
         raise InputError(f"expected an experiment of several languages, got {languages}")
-    if not (others := _others(results, reference)):
-        raise InputError(f"the experiment has nothing to compare {reference!r} with")
+    if not (others := _others(results)):
+        raise InputError(f"the experiment has nothing to compare {REFERENCE!r} with")
     outcomes = {name: by_request(rows, label) for name, rows, label in _outcomes(results)}
     for method in others:
         for name, of in outcomes.items():
-            if name in _OF_ONE_FORMAT and not same_format(reference, method):
+            if name in _OF_ONE_FORMAT and not same_format(REFERENCE, method):
                 continue
-            if reference in of and method in of:
-                both = [of[reference], of[method]]
+            if REFERENCE in of and method in of:
+                both = [of[REFERENCE], of[method]]
                 pairs = pd.concat(both, axis=1, join="inner", keys=_SIDES)
                 if pairs.index.get_level_values("base_seed").nunique() > 1:
                     yield method, name, pairs
