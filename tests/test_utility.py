@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ from r2d_core.generation import Generation, Request, TransformersGenerator
 from r2d_core.pivots import expand_vocabulary
 from r2d_core.records import Behavior
 from r2d_core.tokenization import encode_prompt
-from r2d_core.utility import PAPER_TASKS, UtilityConfig, measure_utility, write_utility
+from r2d_core.utility import PAPER_TASKS, UtilityConfig, measure_utility
 
 CHOICE = """\
 task: colours
@@ -191,20 +190,14 @@ def test_a_model_that_reasons_for_ever_is_wrong_and_not_an_error(tasks):
     assert scores == again
 
 
-def test_scores_are_written_with_where_they_come_from(tasks, tmp_path):
+def test_of_a_single_item_there_is_no_standard_error(tasks):
     tokenizer = tiny_tokenizer("word")
     model = tiny_model("word", tokenizer)
     config = UtilityConfig(
         tasks=("colours",), task_folder=tasks, own_tasks_only=True, limit=1, shots=1, system="be ."
     )
-    started = datetime.now(UTC)
-    scores = measure_utility(model, tokenizer, config)
-    assert math.isnan(scores[0].stderr) or scores[0].stderr == 0  # of one item there is none
-    write_utility(tmp_path / "utility.json", scores, config, started)
-    record = json.loads((tmp_path / "utility.json").read_text())
-    assert record["scores"][0]["task"] == "colours"
-    assert record["provenance"]["parameters"]["limit"] == 1
-    assert record["provenance"]["versions"]["lm_eval"]
+    (score,) = measure_utility(model, tokenizer, config)
+    assert score.n == 1 and (math.isnan(score.stderr) or score.stderr == 0)
 
 
 def test_the_papers_tasks_are_the_librarys():
