@@ -270,10 +270,10 @@ def test_costs_are_told_apart_by_kind():
     ]
     generator = Slow()
     harmful, benign = answer_costs(generator, behaviors, 64)
-    assert (harmful.kind, harmful.n, harmful.response_tokens, harmful.answer_words) == (
-        "harmful", 2, 40.0, 1.0,
-    )  # fmt: skip
-    assert (benign.kind, benign.n, benign.prompt_tokens, benign.answer_words) == ("benign", 1, 2, 3)
+    assert (harmful.kind, harmful.n) == ("harmful", 2)
+    assert (harmful.response_tokens.estimate, harmful.answer_words.estimate) == (40, 1)
+    assert (benign.kind, benign.n) == ("benign", 1)
+    assert (benign.prompt_tokens.estimate, benign.answer_words.estimate) == (2, 3)
     assert (harmful.cut_off, benign.cut_off) == (2, 0)
     assert harmful.seconds >= 0
     assert generator.asked == [["bad one"], ["bad one", "bad two"], ["fine"]]
@@ -289,7 +289,7 @@ def test_costs_of_a_real_generator():
     generator = TransformersGenerator(tiny_model("llama", tokenizer), tokenizer)
     behaviors = [Behavior("1", "how ?"), Behavior("2", "what is it ?", kind="benign")]
     costs = answer_costs(generator, behaviors, 4)
-    assert [cost.prompt_tokens for cost in costs] == [
+    assert [cost.prompt_tokens.estimate for cost in costs] == [
         len(encode_prompt(tokenizer, behavior.prompt)) for behavior in behaviors
     ]
-    assert all(0 < cost.response_tokens <= 4 and cost.seconds > 0 for cost in costs)
+    assert all(0 < cost.response_tokens.estimate <= 4 and cost.seconds > 0 for cost in costs)
