@@ -199,7 +199,7 @@ if timed and not (completions or verdicts):
     costs = costs_once(some, reached, folder, max_new_tokens=longest)
     rows = [
         {"kind": cost.kind}
-        | {name.replace("_", " "): str(cost.mean(name)) for name in COUNTS}
+        | {name.replace("_", " "): str(getattr(cost, name)) for name in COUNTS}
         | {"seconds": cost.seconds, "cut off": cost.cut_off}
         for cost in costs
     ]

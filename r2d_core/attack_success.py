@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-import numpy as np
 import pandas as pd
 from statsmodels.stats.proportion import proportion_confint
 
@@ -21,7 +20,7 @@ from r2d_core.judges.strongreject import StrongReject
 from r2d_core.metrics import Rate
 from r2d_core.records import Behavior, Verdict
 from r2d_core.records.outcomes import NOT_ATTEMPTED, is_success
-from r2d_core.sampling_error import Interval, mean_over_behaviors
+from r2d_core.sampling_error import Interval, clustered_mean, mean_over_behaviors
 
 KEYS = ["judge", "attack", "scope"]
 
@@ -127,9 +126,10 @@ def score_means(verdicts: Sequence[Verdict], behaviors: Sequence[Behavior] = ())
     Columns: judge, attack, scope, ``score`` (`sampling_error.Interval`, its n the behaviors),
     ``n`` (scored responses), ``unparsable``, ``not_attempted``. Every response counts alike, and
     what has no text (an answer never reached, a null prompt) scores 0; what the judge gave no
-    score is in no mean. ``behaviors`` is as in `success_rates`. The interval is a percentile
-    bootstrap that draws behaviors; where all of them score alike it has nothing to draw, and it is
-    Wilson's, which is the wider, since no score between 0 and 1 varies as much as successes do.
+    score is in no mean. ``behaviors`` is as in `success_rates`. The interval is
+    `sampling_error.clustered_mean`'s, which draws behaviors; where all of them score alike it has
+    nothing to draw, and it is Wilson's, which is the wider, since no score between 0 and 1 varies
+    as much as successes do.
 
     Raises InputError for the verdicts of a judge that gives no scores (see `tells_scores`), for one
     without its score, and for one on none of the behaviors given.
@@ -194,15 +194,12 @@ def _not_attempted(verdicts: Sequence[Verdict], behaviors: Sequence[Behavior]) -
                 yield Verdict(name, attack, judge, NOT_ATTEMPTED, "", answer)
 
 
-def _mean_score(read: Sequence[tuple[str, float]], draws: int = 10_000) -> Interval:
+def _mean_score(read: Sequence[tuple[str, float]]) -> Interval:
     if not read:
         return Interval(math.nan, 0.0, 1.0, 0)
-    table = pd.DataFrame(read, columns=["behavior", "score"]).groupby("behavior")["score"]
-    sums, sizes = table.sum().to_numpy(float), table.count().to_numpy(float)
-    k, mean = len(sums), float(sums.sum() / sizes.sum())
-    if np.ptp(sums / sizes) == 0:
-        low, high = proportion_confint(k * mean, k, method="wilson")
-    else:
-        drawn = np.random.default_rng(0).integers(0, k, (draws, k))
-        low, high = np.quantile(sums[drawn].sum(1) / sizes[drawn].sum(1), [0.025, 0.975])
-    return Interval(mean, max(0.0, float(low)), min(1.0, float(high)), k)
+    behaviors, scores = zip(*read, strict=True)
+    found = clustered_mean(scores, behaviors)
+    low, high = found.low, found.high
+    if found.n == 1 or math.isclose(low, high):
+        low, high = proportion_confint(found.n * found.estimate, found.n, method="wilson")
+    return Interval(found.estimate, max(0.0, float(low)), min(1.0, float(high)), found.n)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from transformers import DataCollatorWithFlattening
 
 from r2d_core.packed_attention import LENGTHS
 from r2d_core.tokenization import IGNORED
@@ -97,14 +98,5 @@ class PackingCollator:
     """
 
     def __call__(self, examples: Sequence[Row]) -> dict[str, Any]:
-        ids = [token for example in examples for token in example["input_ids"]]
-        labels = [
-            label for example in examples for label in (IGNORED, *list(example["labels"])[1:])
-        ]
-        positions = [p for example in examples for p in range(len(example["input_ids"]))]
-        return {
-            "input_ids": torch.tensor([ids]),
-            "labels": torch.tensor([labels]),
-            "position_ids": torch.tensor([positions]),
-            LENGTHS: [len(example["input_ids"]) for example in examples],
-        }
+        lengths = [len(example["input_ids"]) for example in examples]
+        return {**DataCollatorWithFlattening()(examples), LENGTHS: lengths}

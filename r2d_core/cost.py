@@ -6,7 +6,6 @@ that a user pays is the benign one.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,42 +17,28 @@ from r2d_core.sampling_error import Mean, clustered_mean
 from r2d_core.trajectories import parse
 
 COUNTS = ("prompt_tokens", "response_tokens", "answer_words")
-"""What of a `Cost` differs from answer to answer, and has an interval."""
+"""What of a `Cost` differs from answer to answer, and has an interval: `clustered_mean`'s."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """The cost of the answers to one kind of request; means over ``n`` answers.
+    """The cost of the answers to one kind of request, of which there are ``n``.
 
     Attributes:
         response_tokens: with the end of turn, reasoning and answer together.
         answer_words: words of the answer alone, after the reasoning.
         seconds: wall time of the whole batch / n: what an answer costs where many are asked at
-            once, not how long one user waits.
+            once, not how long one user waits. A batch is timed once: there is no interval.
         cut_off: answers that ended at the token limit; their true cost is higher.
-
-    `COUNTS` have the 95% interval of `clustered_mean`, ``…_low`` to ``…_high``, nan of a single
-    answer. The seconds have none: a batch is timed once.
     """
 
     kind: str
     n: int
-    prompt_tokens: float
-    response_tokens: float
-    answer_words: float
+    prompt_tokens: Mean
+    response_tokens: Mean
+    answer_words: Mean
     seconds: float
     cut_off: int
-    prompt_tokens_low: float = math.nan
-    prompt_tokens_high: float = math.nan
-    response_tokens_low: float = math.nan
-    response_tokens_high: float = math.nan
-    answer_words_low: float = math.nan
-    answer_words_high: float = math.nan
-
-    def mean(self, count: str) -> Mean:
-        """One of `COUNTS` with its interval."""
-        low, high = (getattr(self, f"{count}_{end}") for end in ("low", "high"))
-        return Mean(getattr(self, count), low, high, self.n)
 
 
 def answer_costs(
@@ -81,11 +66,10 @@ def answer_costs(
             (each.prompt_tokens, each.response_tokens, len(parse(each.text).answer.split()))
             for each in made
         ]
-        means = {}
-        for name, values in zip(COUNTS, zip(*counts, strict=True), strict=True):
-            mean = clustered_mean(values, range(n))
-            means[name] = mean.estimate
-            means |= {f"{name}_low": mean.low, f"{name}_high": mean.high}
+        means = {
+            name: clustered_mean(values, range(n))
+            for name, values in zip(COUNTS, zip(*counts, strict=True), strict=True)
+        }
         cut_off = sum(each.finish == "length" for each in made)
         costs.append(Cost(kind=kind, n=n, seconds=seconds / n, cut_off=cut_off, **means))
     return costs

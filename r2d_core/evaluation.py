@@ -28,7 +28,7 @@ from r2d_core.attacks.attack import no_rewrite
 from r2d_core.attacks.journal import Journal, RecordedGenerator, digest
 from r2d_core.attacks.queries import Failure, ask
 from r2d_core.checking import unknown
-from r2d_core.cost import Cost, answer_costs
+from r2d_core.cost import COUNTS, Cost, answer_costs
 from r2d_core.errors import InputError
 from r2d_core.generation import Generation, answer_directly, completion_of, request_of
 from r2d_core.judges import ABSENT, SCOPES, UNPARSABLE, Judge, judge_all
@@ -47,7 +47,7 @@ from r2d_core.records import (
     write_jsonl,
 )
 from r2d_core.records.outcomes import FAILURES, NOT_ATTEMPTED, SUCCESS
-from r2d_core.sampling_error import clustered_mean
+from r2d_core.sampling_error import Mean, clustered_mean
 from r2d_core.utility import PAPER_TASKS, Score, UtilityConfig, measure_utility
 
 BATCH = 64
@@ -245,14 +245,14 @@ def costs_once(
         "behaviors": digest(repr(list(behaviors))),
         "model": reached.name,
         "max_new_tokens": max_new_tokens,
+        "counts": COUNTS,
     }
     rows = _rows_once(
         Path(folder) / "costs.json",
         settings,
         lambda: answer_costs(reached.generator, behaviors, max_new_tokens),
     )
-    known = ({k: v for k, v in row.items() if v is not None} for row in rows)  # else nan
-    return [Cost(**row) for row in known]
+    return [Cost(**(row | {name: _mean(row[name]) for name in COUNTS})) for row in rows]
 
 
 def utility_once(given: Mapping[str, Any], reached: Reached, folder: str | Path) -> list[Score]:
@@ -428,8 +428,8 @@ def _rows_once(
         if not isinstance(before.get("rows"), list):
             raise InputError(f"{path}: has no rows; delete it to have it made anew")
         return list(before["rows"])
-    made = [dataclasses.asdict(each) for each in make()]
-    rows = [{k: None if v != v else v for k, v in row.items()} for row in made]
+    made = json.dumps([dataclasses.asdict(each) for each in make()])
+    rows = list(json.loads(made, parse_constant=lambda _: None))
     write_json_atomic(path, {"settings": settings, "rows": rows})
     return rows
 
@@ -443,13 +443,15 @@ def _said(completion: Completion, name: str) -> float | None:
 def _mean_of(counts: Sequence[tuple[str, float]]) -> str:
     if not counts:
         return "not known"
-    # Fewer draws of very many behaviors: they are all in memory at once.
-    draws = max(1_000, min(10_000, 20_000_000 // len(counts)))
-    return str(clustered_mean([n for _, n in counts], [of for of, _ in counts], draws=draws))
+    return str(clustered_mean([n for _, n in counts], [of for of, _ in counts]))
 
 
 def _number(value: float | None) -> float:
     return math.nan if value is None else value
+
+
+def _mean(row: Mapping[str, Any]) -> Mean:
+    return Mean(row["estimate"], _number(row["low"]), _number(row["high"]), row["n"])
 
 
 def _completion(case: TestCase, answer: Generation | Failure) -> Completion:

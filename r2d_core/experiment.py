@@ -87,17 +87,10 @@ class Experiment:
             )
 
 
-def load_experiment(
-    path: str | os.PathLike[str],
-    *,
-    methods: Iterable[str] | None = None,
-    attacks: Iterable[str] | None = None,
-    notebooks_dir: str | os.PathLike[str] | None = None,
-) -> Experiment:
+def load_experiment(path: str | os.PathLike[str]) -> Experiment:
     """Read an experiment and check all of it before anything runs.
 
-    Known ``methods`` and ``attacks`` default to the toy world's and to all that there are;
-    ``notebooks_dir`` to the folder ``notebooks`` beside the file's own folder. Raises
+    Its notebooks are those in the folder ``notebooks`` beside the file's own folder. Raises
     InputError "file: key: what was expected" for anything that does not fit.
     """
     path = Path(path)
@@ -108,15 +101,13 @@ def load_experiment(
             raise InputError(
                 f"name: expected {path.stem!r}, as the file is called, got {experiment.name!r}"
             )
-        _check_names("method", experiment.methods, METHODS if methods is None else methods)
-        _check_names("attack", experiment.attacks, TITLES if attacks is None else attacks)
-        if methods is None and "r2d" not in experiment.methods:
+        _check_names("method", experiment.methods, METHODS)
+        _check_names("attack", experiment.attacks, TITLES)
+        if "r2d" not in experiment.methods:
             raise InputError("methods: 'r2d' is missing, with which the ablations compare; add it")
-        if attacks is None and set(experiment.attacks) <= {"direct"}:
+        if set(experiment.attacks) <= {"direct"}:
             raise InputError("attacks: expected one besides 'direct', with which results compare")
-        if notebooks_dir is None:
-            notebooks_dir = path.resolve().parent.parent / "notebooks"
-        _check_notebooks(experiment.notebooks, Path(notebooks_dir))
+        _check_notebooks(experiment.notebooks, path.resolve().parent.parent / "notebooks")
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     return experiment

@@ -171,27 +171,6 @@ def cohen_kappa(a: Sequence[Hashable], b: Sequence[Hashable]) -> Kappa:
     )
 
 
-def rate_matrix(
-    counts: pd.DataFrame, rows: str | Sequence[str], column: str, label: str, missing: str = ""
-) -> pd.DataFrame:
-    """Rates of one label as text, with interval and counts: ``rows`` × the values of ``column``.
-
-    Counts are summed over all other columns of the table. Rows and columns keep the order in which
-    they first occur; ``missing`` stands where there is nothing. Summed over seeds, the interval is
-    that of the items: show the spread between seeds beside it.
-    """
-    index = [rows] if isinstance(rows, str) else list(rows)
-    _need_columns(counts, [*index, column, "n", label])
-    order = list(dict.fromkeys(counts[column]))
-    summed = counts.groupby([*index, column], sort=False)[["n", label]].sum()
-    texts = [
-        str(Rate(int(hits), int(n))) if n else missing
-        for hits, n in zip(summed[label], summed["n"], strict=True)
-    ]
-    wide = pd.Series(texts, index=summed.index, dtype=object).unstack(column, sort=False)
-    return wide[order].fillna(missing).rename_axis(columns=None)
-
-
 def rates_as_columns(frame: pd.DataFrame) -> pd.DataFrame:
     """Every column of `Rate` as four, for a file: successes, n, low and high of the interval."""
     columns = {}
@@ -212,9 +191,3 @@ def _same_length(a: Sequence[object], b: Sequence[object]) -> None:
         raise InputError(
             f"expected two sequences of one length, paired item by item, got {len(a)} and {len(b)}"
         )
-
-
-def _need_columns(table: pd.DataFrame, columns: Iterable[str]) -> None:
-    if missing := [name for name in columns if name not in table.columns]:
-        there = ", ".join(map(str, table.columns))
-        raise InputError(f"the table lacks the column {missing[0]!r}; it has {there}")

@@ -1,7 +1,6 @@
 """What a safety training has cost in ability: lm-evaluation-harness on a model of ours.
 
     scores = measure_utility(model, tokenizer, UtilityConfig(tasks=PAPER_TASKS))
-    write_utility("results/utility.json", scores, config, started)
 
 The library does the work; this room sees to it that a model is asked as it was trained to be asked:
 
@@ -27,13 +26,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import dataclasses
 import math
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +38,6 @@ from r2d_core.checking import check_fields, unknown
 from r2d_core.errors import InputError
 from r2d_core.generation.encoding import stop_ids_of
 from r2d_core.pivots import THINK_CLOSE
-from r2d_core.provenance import provenance
-from r2d_core.records import write_json_atomic
 from r2d_core.tokenization import require_chat_template
 
 PAPER_TASKS = ("arc_easy", "arc_challenge", "boolq", "mmlu", "piqa", "sciq", "gsm8k")
@@ -170,24 +163,6 @@ def measure_utility(model: Any, tokenizer: Any, config: UtilityConfig) -> list[S
         )
     assert found is not None  # None is for the other ranks of a distributed run
     return _scores(found, wrapped.unfinished)
-
-
-def write_utility(
-    path: str | os.PathLike[str],
-    scores: Sequence[Score],
-    config: UtilityConfig,
-    started: datetime,
-) -> None:
-    """Write scores, settings and where they come from as one JSON document, atomically.
-
-    A standard error that the library does not give is null.
-    """
-    rows = [dataclasses.asdict(score) for score in scores]
-    for row in rows:
-        row["stderr"] = None if math.isnan(row["stderr"]) else row["stderr"]
-    record = provenance(dataclasses.asdict(config), [config.seed], started)
-    record["versions"]["lm_eval"] = metadata.version("lm_eval")
-    write_json_atomic(path, {"scores": rows, "provenance": record})
 
 
 def _scores(found: Any, unfinished: Mapping[str, int]) -> list[Score]:

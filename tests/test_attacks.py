@@ -29,8 +29,8 @@ from r2d_core.attacks import (
     Material,
     Surrogate,
     Target,
-    few_shot_attacker,
     make_attack,
+    queries,
     random_search,
 )
 from r2d_core.attacks.attack import dialogue
@@ -325,11 +325,12 @@ def test_random_search_writes_down_an_error_once(
 
 def always_matched(patch: pytest.MonkeyPatch) -> None:
     """The random search asks once the aimed token is the likeliest: from now on it always is."""
-    losses = random_search.response_losses
-    patch.setattr(
-        random_search, "response_losses",
-        lambda *given: replace(losses(*given), matched=torch.tensor([True])),
-    )  # fmt: skip
+
+    def matched(*given: Any) -> Any:
+        losses, _, failure = queries.try_response(*given)
+        return losses, [failure is None], failure
+
+    patch.setattr(random_search, "try_response", matched)
 
 
 class Lines:
@@ -819,7 +820,7 @@ def test_the_few_shot_attacker_is_shown_the_likeliest(
         count = torch.tensor([float(len(prompt.split())) for prompt in prompts])
         return Losses(100 * (9 - count), torch.zeros(len(prompts), dtype=torch.bool))
 
-    monkeypatch.setattr(few_shot_attacker, "response_losses", losses)
+    monkeypatch.setattr(queries, "response_losses", losses)
     writer = Growing()
     attack = make_attack("few_shot_attacker", pool=6, rounds=2, prompts=4, shots=2)
     (case,) = attack.run(BEHAVIORS[:1], replace(target, attacker=writer), MATERIAL, 0)

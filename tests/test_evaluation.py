@@ -433,12 +433,12 @@ def test_costs_have_intervals(tmp_path: Path) -> None:
     behaviors.append(Behavior("n", "hello ?", "benign"))
     reached = Reached(Echo(), "m")
     harmful, alone = costs_once(behaviors, reached, tmp_path, max_new_tokens=9)
-    said = harmful.mean("answer_words")
+    said = harmful.answer_words
     assert said == clustered_mean([1, 2, 3, 4], range(4))
     assert said.low < said.estimate == 2.5 < said.high and said.n == 4
-    assert str(alone.mean("answer_words")) == "2.0 (n = 1)"  # of one answer there is none
+    assert str(alone.answer_words) == "2.0 (n = 1)"  # of one answer there is none
     again = costs_once(behaviors, reached, tmp_path, max_new_tokens=9)
-    assert again[0] == harmful and math.isnan(again[1].answer_words_low)
+    assert again[0] == harmful and math.isnan(again[1].answer_words.low)
 
 
 def test_spending_has_intervals_of_what_is_known() -> None:

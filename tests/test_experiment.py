@@ -55,7 +55,7 @@ def experiments(tmp_path: Path) -> Path:
 def load(experiments: Path, text: str) -> Experiment:
     path = experiments / "toy.yaml"
     path.write_text(text, encoding="utf-8")
-    return load_experiment(path, methods=["vanilla", "r2d"], attacks=["direct", "wrapper"])
+    return load_experiment(path)
 
 
 def test_a_good_file(experiments: Path) -> None:
@@ -126,7 +126,7 @@ def test_a_wrong_file(experiments: Path, old: str, new: str, said: str) -> None:
 def test_junk_is_refused_in_one_line(experiments: Path, junk: bytes) -> None:
     (experiments / "junk.yaml").write_bytes(junk)
     with pytest.raises(InputError) as caught:
-        load_experiment(experiments / "junk.yaml", methods=[], attacks=[])
+        load_experiment(experiments / "junk.yaml")
     assert len(str(caught.value).splitlines()) == 1
 
 
@@ -140,10 +140,10 @@ def test_a_missing_file_names_those_there_are(experiments: Path) -> None:
 
 
 def test_overrides_need_the_notebooks(experiments: Path) -> None:
-    (experiments / "toy.yaml").write_text(TOY)
-    elsewhere = experiments.parent / "elsewhere"
-    with pytest.raises(InputError, match=f"notebooks: found none in {elsewhere}"):
-        load_experiment(experiments / "toy.yaml", notebooks_dir=elsewhere)
+    notebooks = experiments.parent / "notebooks"
+    notebooks.rename(experiments.parent / "elsewhere")
+    with pytest.raises(InputError, match=f"notebooks: found none in {notebooks}"):
+        load(experiments, TOY)
 
 
 def test_known_names_default_to_the_registries(experiments: Path) -> None:
@@ -180,13 +180,7 @@ def test_the_command(experiments: Path, capsys: pytest.CaptureFixture[str]) -> N
     ],
 )
 def test_a_grid_that_its_last_notebooks_could_not_show_is_refused(
-    tmp_path: Path, old: str, new: str, said: str
+    experiments: Path, old: str, new: str, said: str
 ) -> None:
-    toy = "name: toy\ntitle: T\nbase_seeds: [0]\nsafety_seeds: [0]\n"
-    toy += "methods: [vanilla, r2d]\nattacks: [direct, wrapper]\n"
-    notebooks = Path(__file__).resolve().parents[1] / "notebooks"
-    (tmp_path / "toy.yaml").write_text(toy)
-    load_experiment(tmp_path / "toy.yaml", notebooks_dir=notebooks)
-    (tmp_path / "toy.yaml").write_text(toy.replace(old, new))
     with pytest.raises(InputError, match=said):
-        load_experiment(tmp_path / "toy.yaml", notebooks_dir=notebooks)
+        load(experiments, TOY.replace(old, new))

@@ -18,7 +18,6 @@ from r2d_core.metrics import (
     cohen_kappa,
     holm,
     mcnemar,
-    rate_matrix,
     wilson_interval,
 )
 
@@ -155,27 +154,3 @@ def test_perfect_agreement_leaves_no_room(first: int, second: int, third: int) -
     labels = ["a"] * first + ["b"] * second + ["c"] * third
     found = cohen_kappa(labels, labels)
     assert (found.kappa, found.low, found.high) == pytest.approx((1, 1, 1), abs=1e-6)
-
-
-COUNTS = pd.DataFrame(
-    {
-        "method": ["r2d", "r2d", "refusal", "r2d"],
-        "attack": ["wrapper", "wrapper", "wrapper", "direct"],
-        "seed": [0, 1, 0, 0],
-        "n": [10, 20, 5, 0],
-        "harmful": [1, 2, 5, 0],
-    }
-)
-
-
-def test_rate_matrix_sums_over_the_other_columns() -> None:
-    wide = rate_matrix(COUNTS, "attack", "method", "harmful", missing="not run")
-    assert list(wide.columns) == ["r2d", "refusal"] and list(wide.index) == ["wrapper", "direct"]
-    assert wide.loc["wrapper", "r2d"] == str(Rate(3, 30))
-    assert wide.loc["wrapper", "refusal"] == str(Rate(5, 5))
-    assert list(wide.loc["direct"]) == ["not run", "not run"]
-    two = rate_matrix(COUNTS, ["attack", "seed"], "method", "harmful")
-    assert two.loc[("wrapper", 1), "r2d"] == str(Rate(2, 20))
-    assert two.loc[("wrapper", 1), "refusal"] == ""
-    with pytest.raises(InputError, match="lacks the column 'split'"):
-        rate_matrix(COUNTS, "split", "method", "harmful")

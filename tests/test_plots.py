@@ -14,7 +14,7 @@ from r2d_core.errors import InputError
 from r2d_core.plots.counts import interval
 from r2d_core.sampling_error import budget_curve
 
-HOSTILE = '<script>alert("x")</script> $\\frac{a}{b}$ & \x1b[31m'
+HOSTILE = '$\\frac{a}{b}$ <script>alert("x")</script> & \x1b[31m'
 SVG = "{http://www.w3.org/2000/svg}"
 
 
@@ -114,20 +114,20 @@ def differences() -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 FIGURES: dict[str, Callable[[str], plots.Figure]] = {
-    "heatmap": lambda alt: plots.asr_heatmap(table(), alt=alt, title="t"),
-    "intervals": lambda alt: plots.asr_intervals(table(), alt=alt, title="t"),
+    "heatmap": lambda alt: plots.asr_heatmap(table(), alt=alt),
+    "intervals": lambda alt: plots.asr_intervals(table(), alt=alt),
     "ablation": lambda alt: plots.ablation_intervals(table(), alt=alt, methods=("r2d",)),
     "outcomes": lambda alt: plots.outcome_bars(table(), alt=alt),
     "trade-off": lambda alt: plots.over_refusal_vs_asr(table(), table(), alt=alt),
     "training": lambda alt: plots.training_curves(log(), alt=alt),
     "paper": lambda alt: plots.paper_intervals(paper(), alt=alt),
-    "budgets": lambda alt: plots.budget_curves(budgets(), alt=alt, title="t"),
+    "budgets": lambda alt: plots.budget_curves(budgets(), alt=alt),
     "scaling": lambda alt: plots.benchmark_lines(
         scaling(), "tokens", "seconds", alt=alt, floor="products"
     ),
     "data": lambda alt: plots.training_data(trajectories(), alt=alt),
     "rates": lambda alt: plots.rate_intervals(rates(), alt=alt),
-    "differences": lambda alt: plots.difference_intervals(*differences(), alt=alt, title="t"),
+    "differences": lambda alt: plots.difference_intervals(*differences(), alt=alt),
     "trade-off of rates": lambda alt: plots.trade_off(
         pd.concat([rates()[:1], rates()[:1].assign(outcome="other")]), "direct", "other", alt=alt
     ),
@@ -244,7 +244,7 @@ def test_the_outcome_bars_show_all_four_labels():
 def test_hostile_names_are_drawn_as_they_are():
     rows = table(methods=("r2d", HOSTILE), attacks=(HOSTILE,))
     for draw in (plots.asr_intervals, plots.outcome_bars, plots.asr_heatmap):
-        figure = draw(rows, alt=HOSTILE, title=HOSTILE)
+        figure = draw(rows, alt=HOSTILE)
         assert "<script" not in figure.markup
         assert any("$\\frac" in text for text in text_of(figure))
 
@@ -278,7 +278,7 @@ def test_a_trace_shows_tokens_as_text_and_names_its_pivots():
     ("draw", "says"),
     [
         (lambda: plots.asr_heatmap(table(), alt=" "), "needs alt"),
-        (lambda: plots.asr_heatmap(table(), alt="a", scope="answer"), "no rows of the scope"),
+        (lambda: plots.outcome_bars(table(), alt="a", scope="answer"), "no rows of the scope"),
         (lambda: plots.asr_heatmap(table().drop(columns="n"), alt="a"), "lacks the columns n"),
         (lambda: plots.ablation_intervals(table(("refusal",)), alt="a"), "no rows of the method"),
         (lambda: plots.training_curves(log().drop(columns="step"), alt="a"), "no column 'step'"),

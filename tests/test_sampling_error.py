@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -139,11 +141,19 @@ def test_clustered_mean_by_hand_and_by_simulation():
     assert str(clustered_mean([4, 5], ["a", "a"])) == "4.5 (n = 1)"
     rng = np.random.default_rng(4)
     covered = 0
-    for trial in range(300):
+    for _ in range(300):
         lengths = rng.gamma(4, 5, (9, 1)) + rng.normal(0, 3, (9, 3))
-        found = clustered_mean(lengths.ravel(), np.repeat(range(9), 3), draws=500, seed=trial)
+        found = clustered_mean(lengths.ravel(), np.repeat(range(9), 3))
         covered += found.low <= 20 <= found.high
     assert covered >= 0.91 * 300  # plain percentiles: 0.87
+
+
+def test_the_draws_of_very_many_behaviors_fit():
+    tracemalloc.start()
+    found = clustered_mean(np.arange(10_000) % 7, range(10_000))
+    assert tracemalloc.get_traced_memory()[1] < 600e6  # ten thousand draws: 1.6 GB
+    tracemalloc.stop()
+    assert found.high - found.low == pytest.approx(2 * 1.96 * 2 / 10_000**0.5, rel=0.1)
 
 
 def test_mean_over_runs_by_hand():
@@ -206,10 +216,15 @@ def test_a_table_without_counts_says_them_in_words():
 
 
 def test_seed_matrix():
-    counts = pd.DataFrame(
-        {"attack": ["direct"] * 4, "seed": [0, 0, 1, 1], "n": [10] * 4, "harmful": [1, 2, 0, 5]}
+    outcomes = pd.DataFrame(
+        {
+            "attack": "direct",
+            "seed": [0] * 20 + [1] * 20,
+            "behavior": [*range(20), *range(20)],
+            "harmful": [1] * 3 + [0] * 17 + [1] * 5 + [0] * 15,
+        }
     )
-    found = seed_matrix(counts, "attack", "harmful")
+    found = seed_matrix(outcomes, "attack", "harmful")
     assert found.loc["direct"].tolist() == [
         str(Rate(3, 20)), str(Rate(5, 20)), str(mean_over_seeds([Rate(3, 20), Rate(5, 20)])),
     ]  # fmt: skip
@@ -229,9 +244,9 @@ def test_permutation_holds_its_level_where_behaviors_repeat():
     """McNemar on the pairs takes four equal outcomes for four draws, and is too sure."""
     rng = np.random.default_rng(1)
     clustered = naive = 0
-    for trial in range(150):
+    for _ in range(150):
         a, b = (np.repeat(rng.random(25) < 0.4, 4) for _ in range(2))
-        clustered += paired_permutation(a, b, np.repeat(range(25), 4), seed=trial) < 0.05
+        clustered += paired_permutation(a, b, np.repeat(range(25), 4)) < 0.05
         naive += mcnemar(a.tolist(), b.tolist()).p_value < 0.05
     assert clustered <= 15 < naive
 

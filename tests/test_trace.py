@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from itertools import accumulate, pairwise
+from random import Random
+
 import pytest
 import torch
 from tiny_models import tiny_model, tiny_tokenizer
@@ -59,6 +63,42 @@ def test_the_tokens_joined_are_the_text_that_the_generator_gave(family):
     # Not where the template, not the model, writes <think>, nor where <unk> is read as text.
     if family not in ("r1", "word"):
         assert "".join(each.text for each in trace[:-1]) == made
+
+
+def texts_by_definition(tokenizer, ids):
+    """Each beginning decoded anew: of a long response nobody would wait for it."""
+    read = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+    whole = tokenizer.decode(ids, **read)
+    begun = (tokenizer.decode(ids[:n], **read) for n in range(1, len(ids) + 1))
+    ends = accumulate((len(os.path.commonprefix([whole, text])) for text in begun), max, initial=0)
+    return [whole[start:end] for start, end in pairwise(ends)]
+
+
+@pytest.mark.parametrize("family", ["word", "llama", "mistral"])
+def test_the_texts_of_tokens_are_those_of_their_definition(family):
+    tokenizer, random = tiny_tokenizer(family), Random(0)  # word-level; bytes; ▁ with bytes
+    odd = "?" if family == "mistral" else "\ufffd"  # which ▁ with bytes gives to no one byte
+    for _ in range(200):
+        said = "".join(random.choices(["the ", " ", "naïve", "\n", "中", "🙂", odd], k=12))
+        whole = tokenizer(said, add_special_tokens=False)["input_ids"]
+        assert token_texts(tokenizer, whole) == texts_by_definition(tokenizer, whole)
+        for ids in (whole[: len(whole) // 2], random.choices(range(len(tokenizer)), k=8)):
+            texts = token_texts(tokenizer, ids)  # of bytes that may be no whole characters
+            if family != "mistral":  # there one odd byte undoes the text of the bytes before it
+                assert texts == texts_by_definition(tokenizer, ids)
+            read = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+            assert len(texts) == len(ids) and "".join(texts) == read
+
+
+def test_a_long_response_is_not_decoded_again_for_each_of_its_tokens(monkeypatch):
+    tokenizer, decoded = tiny_tokenizer("llama"), []
+    ids = tokenizer("the quick 中文 🙂 fox . " * 50, add_special_tokens=False)["input_ids"]
+    decode = tokenizer.decode
+    monkeypatch.setattr(
+        tokenizer, "decode", lambda ids, **read: decoded.append(len(ids)) or decode(ids, **read)
+    )
+    token_texts(tokenizer, ids)
+    assert sum(decoded) < 12 * len(ids)
 
 
 def test_trace_asks_for_merged_adapters():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ from r2d_core.generation import Generation, Request, TransformersGenerator
 from r2d_core.pivots import expand_vocabulary
 from r2d_core.records import Behavior
 from r2d_core.tokenization import encode_prompt
-from r2d_core.utility import PAPER_TASKS, UtilityConfig, measure_utility, write_utility
+from r2d_core.utility import PAPER_TASKS, UtilityConfig, measure_utility
 
 CHOICE = """\
 task: colours
@@ -191,20 +190,14 @@ def test_a_model_that_reasons_for_ever_is_wrong_and_not_an_error(tasks):
     assert scores == again
 
 
-def test_scores_are_written_with_where_they_come_from(tasks, tmp_path):
+def test_of_a_single_item_there_is_no_standard_error(tasks):
     tokenizer = tiny_tokenizer("word")
     model = tiny_model("word", tokenizer)
     config = UtilityConfig(
         tasks=("colours",), task_folder=tasks, own_tasks_only=True, limit=1, shots=1, system="be ."
     )
-    started = datetime.now(UTC)
-    scores = measure_utility(model, tokenizer, config)
-    assert math.isnan(scores[0].stderr) or scores[0].stderr == 0  # of one item there is none
-    write_utility(tmp_path / "utility.json", scores, config, started)
-    record = json.loads((tmp_path / "utility.json").read_text())
-    assert record["scores"][0]["task"] == "colours"
-    assert record["provenance"]["parameters"]["limit"] == 1
-    assert record["provenance"]["versions"]["lm_eval"]
+    (score,) = measure_utility(model, tokenizer, config)
+    assert score.n == 1 and (math.isnan(score.stderr) or score.stderr == 0)
 
 
 def test_the_papers_tasks_are_the_librarys():
@@ -280,10 +273,10 @@ def test_costs_are_told_apart_by_kind():
     ]
     generator = Slow()
     harmful, benign = answer_costs(generator, behaviors, 64)
-    assert (harmful.kind, harmful.n, harmful.response_tokens, harmful.answer_words) == (
-        "harmful", 2, 40.0, 1.0,
-    )  # fmt: skip
-    assert (benign.kind, benign.n, benign.prompt_tokens, benign.answer_words) == ("benign", 1, 2, 3)
+    assert (harmful.kind, harmful.n) == ("harmful", 2)
+    assert (harmful.response_tokens.estimate, harmful.answer_words.estimate) == (40, 1)
+    assert (benign.kind, benign.n) == ("benign", 1)
+    assert (benign.prompt_tokens.estimate, benign.answer_words.estimate) == (2, 3)
     assert (harmful.cut_off, benign.cut_off) == (2, 0)
     assert harmful.seconds >= 0
     assert generator.asked == [["bad one"], ["bad one", "bad two"], ["fine"]]
@@ -299,7 +292,7 @@ def test_costs_of_a_real_generator():
     generator = TransformersGenerator(tiny_model("llama", tokenizer), tokenizer)
     behaviors = [Behavior("1", "how ?"), Behavior("2", "what is it ?", kind="benign")]
     costs = answer_costs(generator, behaviors, 4)
-    assert [cost.prompt_tokens for cost in costs] == [
+    assert [cost.prompt_tokens.estimate for cost in costs] == [
         len(encode_prompt(tokenizer, behavior.prompt)) for behavior in behaviors
     ]
-    assert all(0 < cost.response_tokens <= 4 and cost.seconds > 0 for cost in costs)
+    assert all(0 < cost.response_tokens.estimate <= 4 and cost.seconds > 0 for cost in costs)

@@ -135,11 +135,19 @@ def known_of(behavior: Behavior, key: str, attack: str) -> str:
     return str(behavior.metadata[key])
 
 
-def at_least(attack: str, minimum: int, **settings: int) -> None:
-    """Raise InputError for a setting below its minimum."""
-    for name, value in settings.items():
-        if value < minimum:
-            raise InputError(f"attack {attack!r}: {name} is {value}, expected at least {minimum}")
+def at_least(minimum: int, attack: Attack, *settings: str) -> None:
+    """Raise InputError for one of the settings of an attack that is below its minimum."""
+    for name in settings:
+        if (value := getattr(attack, name)) < minimum:
+            raise InputError(
+                f"attack {attack.name!r}: {name} is {value}, expected at least {minimum}"
+            )
+
+
+def require_model(target: Target, attack: str, needed: str) -> None:
+    """Raise InputError where the target has not its own model and tokenizer."""
+    if target.model is None or target.tokenizer is None:
+        raise InputError(f"attack {attack!r} needs {needed}: give Target a model and a tokenizer")
 
 
 def journal_of(

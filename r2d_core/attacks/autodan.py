@@ -24,7 +24,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from tqdm.auto import tqdm
 
 from r2d_core.attacks.attack import (
@@ -35,10 +34,11 @@ from r2d_core.attacks.attack import (
     journal_of,
     known_of,
     recorded_in,
+    require_model,
 )
-from r2d_core.attacks.gradient import response_ids, response_losses
+from r2d_core.attacks.gradient import response_ids
 from r2d_core.attacks.journal import Journal
-from r2d_core.attacks.queries import Failure, Search, ask, put
+from r2d_core.attacks.queries import Failure, Search, ask, put, try_response
 from r2d_core.errors import InputError
 from r2d_core.generation import Request
 from r2d_core.records import Behavior, TestCase
@@ -68,9 +68,8 @@ class AutoDAN:
     attacker_tokens: int = 512
 
     def __post_init__(self) -> None:
-        for setting in ("generations", "points", "batch", "attacker_tokens"):
-            at_least(self.name, 1, **{setting: getattr(self, setting)})
-        at_least(self.name, 2, population=self.population)
+        at_least(1, self, "generations", "points", "batch", "attacker_tokens")
+        at_least(2, self, "population")
         for setting in ("elite", "crossover", "mutation"):
             if not 0 <= getattr(self, setting) <= 1:
                 raise InputError(
@@ -80,10 +79,7 @@ class AutoDAN:
     def run(
         self, behaviors: Sequence[Behavior], target: Target, material: Material, seed: int
     ) -> list[TestCase]:
-        if target.model is None or target.tokenizer is None:
-            raise InputError(
-                "attack 'autodan' needs log-probabilities: give Target a model and a tokenizer"
-            )
+        require_model(target, self.name, "log-probabilities")
         if not material.wrappers and behaviors:
             raise InputError("attack 'autodan' needs at least one template in material.wrappers")
         for behavior in behaviors:
@@ -134,20 +130,16 @@ class AutoDAN:
         behavior = search.behavior
         response = behavior.metadata["target"]
         aimed = [True] * len(response_ids(target.tokenizer, behavior.request, response))
-        fitness, matched = [], []
+        fitness: list[float] = []
+        matched: list[bool] = []
         for i in range(0, len(templates), self.batch):
             prompts = [written(each, behavior) for each in templates[i : i + self.batch]]
             search.queries += len(prompts)
-            try:
-                found = response_losses(target.model, target.tokenizer, prompts, response, aimed)
-                fitness += torch.nan_to_num(-found.loss, nan=-math.inf).tolist()
-                matched += found.matched.tolist()
-            except InputError:
-                raise
-            except Exception as raised:
-                search.fail(Failure.of(raised))
-                fitness += [-math.inf] * len(prompts)
-                matched += [False] * len(prompts)
+            losses, hits, failure = try_response(target, prompts, response, aimed)
+            if failure:
+                search.fail(failure)
+            fitness += [-loss for loss in losses]
+            matched += hits
         return fitness, matched
 
     def _next(

@@ -41,7 +41,7 @@ class BestOfN:
     enough: float = 0.5
 
     def __post_init__(self) -> None:
-        at_least(self.name, 1, n=self.n)
+        at_least(1, self, "n")
         if not 0 <= self.sigma <= 1:
             raise InputError(f"attack 'best_of_n': sigma is {self.sigma}, expected 0 to 1")
 

@@ -29,13 +29,13 @@ from r2d_core.attacks.attack import (
     journal_of,
     known_of,
     recorded_in,
+    require_model,
 )
-from r2d_core.attacks.gradient import response_ids, response_losses
+from r2d_core.attacks.gradient import response_ids
 from r2d_core.attacks.journal import Journal
 from r2d_core.attacks.prompts import attacker_of
-from r2d_core.attacks.queries import Failure, ask
+from r2d_core.attacks.queries import Failure, ask, try_response
 from r2d_core.attacks.zero_shot import first_line, question, test_case_text
-from r2d_core.errors import InputError
 from r2d_core.generation import Request
 from r2d_core.records import Behavior, TestCase
 
@@ -65,18 +65,14 @@ class FewShotAttacker:
     attacker_tokens: int = 256
 
     def __post_init__(self) -> None:
-        for setting in ("pool", "prompts", "shots", "attacker_tokens"):
-            at_least(self.name, 1, **{setting: getattr(self, setting)})
-        at_least(self.name, 0, rounds=self.rounds)
+        at_least(1, self, "pool", "prompts", "shots", "attacker_tokens")
+        at_least(0, self, "rounds")
 
     def run(
         self, behaviors: Sequence[Behavior], target: Target, material: Material, seed: int
     ) -> list[TestCase]:
         attacker_of(target, self.name)
-        if target.model is None or target.tokenizer is None:
-            raise InputError(
-                f"attack {self.name!r} needs log-probabilities: give Target a model and a tokenizer"
-            )
+        require_model(target, self.name, "log-probabilities")
         for behavior in behaviors:
             known_of(behavior, "target", self.name)
         journal = journal_of(self, behaviors, target, seed)
@@ -149,12 +145,6 @@ class FewShotAttacker:
     def _loss(self, behavior: Behavior, target: Target, line: str) -> tuple[float, str]:
         """−log-probability of the target, a mean over its tokens, and what was raised."""
         prompt, response = test_case_text(behavior, line), behavior.metadata["target"]
-        try:
-            aimed = [True] * len(response_ids(target.tokenizer, behavior.request, response))
-            found = response_losses(target.model, target.tokenizer, [prompt], response, aimed)
-        except InputError:
-            raise
-        except Exception as raised:
-            return math.inf, Failure.of(raised).error
-        loss = float(found.loss[0])
-        return math.inf if math.isnan(loss) else loss, ""
+        aimed = [True] * len(response_ids(target.tokenizer, behavior.request, response))
+        (loss,), _, failure = try_response(target, [prompt], response, aimed)
+        return loss, failure.error if failure else ""

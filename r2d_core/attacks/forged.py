@@ -48,7 +48,7 @@ class PivotText:
     times: int = 3
 
     def __post_init__(self) -> None:
-        at_least(self.name, 1, times=self.times)
+        at_least(1, self, "times")
 
     def run(
         self, behaviors: Sequence[Behavior], target: Target, material: Material, seed: int

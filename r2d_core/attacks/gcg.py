@@ -48,6 +48,7 @@ from r2d_core.attacks.attack import (
     at_least,
     journal_of,
     known_of,
+    require_model,
 )
 from r2d_core.attacks.gradient import (
     Place,
@@ -179,9 +180,8 @@ class GCG:
     enough: float = 0.5
 
     def __post_init__(self) -> None:
-        for setting in ("steps", "suffix_tokens", "candidates", "top_k"):
-            at_least(self.name, 1, **{setting: getattr(self, setting)})
-        at_least(self.name, 0, judge_every=self.judge_every)
+        at_least(1, self, "steps", "suffix_tokens", "candidates", "top_k")
+        at_least(0, self, "judge_every")
 
     def aim(self, behavior: Behavior, tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[bool]]:
         """The response text that is forced, and which of its tokens the loss is taken at."""
@@ -266,10 +266,7 @@ class GCG:
 
     def _models(self, target: Target) -> list[Surrogate]:
         """What the suffix is made on."""
-        if target.model is None or target.tokenizer is None:
-            raise InputError(
-                f"attack {self.name!r} needs gradients: give Target a model and a tokenizer"
-            )
+        require_model(target, self.name, "gradients")
         return [Surrogate(target.model, target.tokenizer)]
 
     def _groups(self, behaviors: Sequence[Behavior]) -> list[list[Behavior]]:

@@ -412,20 +412,19 @@ def response_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, response: str)
     return encode_prompt(tokenizer, prompt, prefill=response)[bare:]
 
 
-_TEXT_TOKENS: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, dict[Any, Tensor]] = (
+_TEXT_TOKENS: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, dict[int, Tensor]] = (
     weakref.WeakKeyDictionary()
 )
 
 
-def text_tokens(tokenizer: PreTrainedTokenizerBase, ascii_only: bool = True) -> Tensor:
+def text_tokens(tokenizer: PreTrainedTokenizerBase) -> Tensor:
     """Ids a suffix may hold: whole printable text, no special or added token; read once.
 
     The chat template's tokens and the pivots are added tokens, so none is ever proposed; padding
-    rows of an embedding have no text. As in llm-attacks and nanoGCG, printable ASCII only, unless
-    told.
+    rows of an embedding have no text. As in llm-attacks and nanoGCG, printable ASCII only.
     """
     known = _TEXT_TOKENS.setdefault(tokenizer, {})
-    key = (len(tokenizer), ascii_only)  # a tokenizer that grew is another
+    key = len(tokenizer)  # a tokenizer that grew is another
     if key not in known:
         refused = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
         named = [token for token in tokenizer.get_added_vocab() if token.strip()]
@@ -435,7 +434,7 @@ def text_tokens(tokenizer: PreTrainedTokenizerBase, ascii_only: bool = True) -> 
             for i, text in enumerate(texts)
             if i not in refused
             and text.strip()
-            and (text.isascii() if ascii_only else "\ufffd" not in text)
+            and text.isascii()
             and text.isprintable()
             and not any(token in text for token in named)
         ]

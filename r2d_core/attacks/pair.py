@@ -127,8 +127,7 @@ class PAIR:
     attacker_tokens: int = 500
 
     def __post_init__(self) -> None:
-        for setting in ("streams", "rounds", "attempts", "keep_turns", "attacker_tokens"):
-            at_least(self.name, 1, **{setting: getattr(self, setting)})
+        at_least(1, self, "streams", "rounds", "attempts", "keep_turns", "attacker_tokens")
 
     def run(
         self, behaviors: Sequence[Behavior], target: Target, material: Material, seed: int

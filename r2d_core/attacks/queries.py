@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from r2d_core.attacks.attack import Target
+from r2d_core.attacks.gradient import response_losses
 from r2d_core.errors import InputError
 from r2d_core.generation import Generation, Generator, Request, answer_each
 from r2d_core.judges import Judge
@@ -40,6 +41,24 @@ def ask(
         Failure.of(made) if isinstance(made, Exception) else made
         for made in answer_each(generator, requests, max_new_tokens)
     ]
+
+
+def try_response(
+    target: Target, prompts: Sequence[str], response: str, aimed: Sequence[bool]
+) -> tuple[list[float], list[bool], Failure | None]:
+    """`response_losses` on the target's own model: losses, which match, and what it raised.
+
+    A loss that is no number, or that cannot be had, is infinite, or nothing were ever below it.
+    InputError is passed on.
+    """
+    try:
+        found = response_losses(target.model, target.tokenizer, prompts, response, aimed)
+        losses, matched = found.loss.tolist(), found.matched.tolist()
+    except InputError:
+        raise
+    except Exception as raised:
+        return [math.inf] * len(prompts), [False] * len(prompts), Failure.of(raised)
+    return [math.inf if math.isnan(loss) else loss for loss in losses], matched, None
 
 
 @dataclass

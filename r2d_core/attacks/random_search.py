@@ -29,11 +29,19 @@ from typing import ClassVar
 from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from r2d_core.attacks.attack import BAR, Material, Target, at_least, journal_of, known_of
+from r2d_core.attacks.attack import (
+    BAR,
+    Material,
+    Target,
+    at_least,
+    journal_of,
+    known_of,
+    require_model,
+)
 from r2d_core.attacks.gcg import reasoning_plan, safe_pivot
-from r2d_core.attacks.gradient import joined, response_ids, response_losses, text_tokens
+from r2d_core.attacks.gradient import joined, response_ids, text_tokens
 from r2d_core.attacks.journal import Journal
-from r2d_core.attacks.queries import Failure, Search, put
+from r2d_core.attacks.queries import Search, put, try_response
 from r2d_core.errors import InputError
 from r2d_core.generation import Request
 from r2d_core.pivots import THINK_OPEN
@@ -77,9 +85,8 @@ class RandomSearch:
     enough: float = 0.5
 
     def __post_init__(self) -> None:
-        for setting in ("iterations", "suffix_tokens", "change"):
-            at_least(self.name, 1, **{setting: getattr(self, setting)})
-        at_least(self.name, 0, judge_calls=self.judge_calls)
+        at_least(1, self, "iterations", "suffix_tokens", "change")
+        at_least(0, self, "judge_calls")
 
     def aim(self, behavior: Behavior, tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[bool]]:
         """The response, and which of its tokens is made probable."""
@@ -95,10 +102,7 @@ class RandomSearch:
     def run(
         self, behaviors: Sequence[Behavior], target: Target, material: Material, seed: int
     ) -> list[TestCase]:
-        if target.model is None or target.tokenizer is None:
-            raise InputError(
-                f"attack {self.name!r} needs log-probabilities: give Target a model and a tokenizer"
-            )
+        require_model(target, self.name, "log-probabilities")
         for behavior in behaviors:  # what one lacks is said before any is attacked
             self.aim(behavior, target.tokenizer)
         journal = journal_of(self, behaviors, target, seed)
@@ -108,7 +112,7 @@ class RandomSearch:
         ]
 
     def _attack(self, behavior: Behavior, target: Target, seed: int, journal: Journal) -> TestCase:
-        model, tokenizer = target.model, target.tokenizer
+        tokenizer = target.tokenizer
         response, aimed = self.aim(behavior, tokenizer)
         allowed = text_tokens(tokenizer).tolist()
         states = [State(**entry) for entry in journal.entries(behavior.id)]
@@ -119,15 +123,9 @@ class RandomSearch:
             prompt = joined(behavior.request, tokenizer.decode(tokens))
             search = self._search(behavior, last)
             search.queries += 1
-            loss, matched = math.inf, False
-            try:
-                found = response_losses(model, tokenizer, [prompt], response, aimed)
-                loss, matched = float(found.loss[0]), bool(found.matched[0])
-                loss = math.inf if math.isnan(loss) else loss  # or nothing were ever below it
-            except InputError:
-                raise
-            except Exception as raised:
-                search.fail(Failure.of(raised))
+            (loss,), (matched,), failure = try_response(target, [prompt], response, aimed)
+            if failure:
+                search.fail(failure)
             judged = last.judged if last else 0
             if last is not None and not loss < last.loss:
                 tokens, loss, matched = last.tokens, last.loss, False

@@ -32,7 +32,7 @@ class Refinement:
     enough: float = 0.5
 
     def __post_init__(self) -> None:
-        at_least(self.name, 1, queries=self.queries)
+        at_least(1, self, "queries")
 
     def run(
         self, behaviors: Sequence[Behavior], target: Target, material: Material, seed: int

@@ -53,10 +53,8 @@ class TAP:
     evaluator_tokens: int = 10
 
     def __post_init__(self) -> None:
-        for setting in ("width", "branches", "depth", "attempts", "keep_turns"):
-            at_least(self.name, 1, **{setting: getattr(self, setting)})
-        at_least(self.name, 1, attacker_tokens=self.attacker_tokens,
-                 evaluator_tokens=self.evaluator_tokens)  # fmt: skip
+        at_least(1, self, "width", "branches", "depth", "attempts", "keep_turns")
+        at_least(1, self, "attacker_tokens", "evaluator_tokens")
 
     def run(
         self, behaviors: Sequence[Behavior], target: Target, material: Material, seed: int

@@ -36,7 +36,7 @@ class Templates:
     number: int = 0
 
     def __post_init__(self) -> None:
-        at_least(self.name, 0, number=self.number)
+        at_least(0, self, "number")
 
     def run(
         self, behaviors: Sequence[Behavior], target: Target, material: Material, seed: int

@@ -37,7 +37,7 @@ class ZeroShot:
     attacker_tokens: int = 256
 
     def __post_init__(self) -> None:
-        at_least(self.name, 1, attacker_tokens=self.attacker_tokens)
+        at_least(1, self, "attacker_tokens")
 
     def run(
         self, behaviors: Sequence[Behavior], target: Target, material: Material, seed: int

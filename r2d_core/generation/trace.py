@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -89,8 +89,24 @@ def token_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     A token decoded alone has lost the space before it, and a part of a character is none yet: the
     token that completes the character has all of it, those before it have "".
     """
-    read: dict[str, bool] = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
-    whole: str = tokenizer.decode(list(ids), **read)
-    begun = (tokenizer.decode(list(ids[:n]), **read) for n in range(1, len(ids) + 1))
-    ends = accumulate((len(os.path.commonprefix([whole, text])) for text in begun), max, initial=0)
+
+    def read(begin: int, end: int) -> str:
+        some = list(ids[begin:end])
+        text: str = tokenizer.decode(
+            some, skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+        return text
+
+    # Read behind the token before alone, not behind all: ids[begin:] are the text from `at` on.
+    whole, ends = read(0, len(ids)), [0]
+    begin = at = given = 0
+    for n in range(1, len(ids) + 1):
+        text = read(begin, n)
+        same = len(os.path.commonprefix([whole[at : at + len(text)], text]))
+        ends.append(max(ends[-1], at + same))
+        if same == len(text) and ends[-1] > ends[-2]:
+            last = read(given, n)
+            if whole.endswith(last, 0, ends[-1]):
+                begin, at, given = given, ends[-1] - len(last), n
+    ends[-1] = len(whole)  # with what is no whole character
     return [whole[start:end] for start, end in pairwise(ends)]

@@ -9,14 +9,14 @@ from r2d_core.plots.drawing import (
     Figure,
     canvas,
     finish,
+    handles_once,
     percent_axis,
-    plain,
     plain_numbers,
 )
 from r2d_core.plots.names import attack_label, attacks_in, method_look, methods_in
 
 
-def budget_curves(table: pd.DataFrame, *, alt: str, title: str = "") -> Figure:
+def budget_curves(table: pd.DataFrame, *, alt: str) -> Figure:
     """One panel an attack: success rate against the queries it may spend, with the table's
     bounds as a band.
 
@@ -51,14 +51,8 @@ def budget_curves(table: pd.DataFrame, *, alt: str, title: str = "") -> Figure:
             axes.set_xlabel("queries")
             axes.grid(alpha=0.18, linewidth=0.6)
         percent_axis(grid[0].yaxis, grid[0].set_ylim, "%")
-        handles = {
-            str(handle.get_label()): handle
-            for axes in grid[: len(attacks)]
-            for handle in axes.get_legend_handles_labels()[0]
-        }
+        handles = handles_once(grid[: len(attacks)])
         figure.legend(
             handles.values(), handles, loc="outside right upper", frameon=False, numpoints=1
         )
-        if title:
-            figure.suptitle(plain(title))
         return finish(figure, alt)

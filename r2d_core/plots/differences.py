@@ -8,13 +8,11 @@ from typing import Any
 import pandas as pd
 
 from r2d_core.plots.counts import records
-from r2d_core.plots.drawing import INK, MARKER, Figure, canvas, finish, panel_size, panels, plain
+from r2d_core.plots.drawing import INK, MARKER, Figure, canvas, finish, panel_size, panels
 from r2d_core.plots.names import attack_label, attacks_in, method_look, methods_in
 
 
-def difference_intervals(
-    table: pd.DataFrame, single: pd.DataFrame, *, alt: str, title: str = ""
-) -> Figure:
+def difference_intervals(table: pd.DataFrame, single: pd.DataFrame, *, alt: str) -> Figure:
     """One panel an outcome: how far the reference's rate is from each method's, in points.
 
     ``table`` has the columns method, outcome, difference, low and high (shares from -1 to 1),
@@ -54,8 +52,6 @@ def difference_intervals(
                 axes.plot([100 * cell["low"], 100 * cell["high"]], [y, y], color=colour,
                           linewidth=2.4)  # fmt: skip
                 axes.plot(100 * cell["difference"], y, marker, color=colour, **MARKER)
-        if title:
-            figure.suptitle(plain(title))
         return finish(figure, alt)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,6 @@ from xml.etree import ElementTree
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
-from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from r2d_core.errors import InputError
@@ -158,16 +157,13 @@ def plain_numbers(axis: Any) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def legend_once(axes: Axes) -> None:
-    """A legend that names each label once, however many lines carry it."""
-    handles: dict[Any, Any] = {}
-    for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-        handles.setdefault(label, handle)
-    axes.legend(list(handles.values()), list(handles), frameon=False, fontsize=8)
-
-
-def rectangle(x: float, y: float, width: float, height: float, **style: Any) -> Rectangle:
-    return Rectangle((x, y), width, height, **style)
+def handles_once(panels: Iterable[Axes]) -> dict[str, Any]:
+    """What a legend shows of each label, by label: once, however many lines carry it."""
+    handles: dict[str, Any] = {}
+    for axes in panels:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    return handles
 
 
 def panel_size(panels: int, lines: int, legend: float = 0.0) -> tuple[float, float]:

@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
+from matplotlib.patches import Rectangle
 
 from r2d_core.errors import InputError
 from r2d_core.plots.counts import groups, interval, pool, scoped
@@ -27,18 +28,16 @@ from r2d_core.plots.drawing import (
     panel_size,
     panels,
     percent_axis,
-    plain,
-    rectangle,
 )
 from r2d_core.plots.names import OUTCOMES, attack_label, attacks_in, method_look, methods_in
 
 
-def asr_heatmap(table: pd.DataFrame, *, alt: str, scope: str = "whole", title: str = "") -> Figure:
+def asr_heatmap(table: pd.DataFrame, *, alt: str) -> Figure:
     """Attack success rate of every attack (rows) on every method (columns), all seeds pooled.
 
     Each cell prints its rate and, below it, how many of how many completions were harmful.
     """
-    pooled = pool(scoped(table, scope), ["attack", "method"])
+    pooled = pool(scoped(table, "whole"), ["attack", "method"])
     attacks, methods = attacks_in(key[0] for key in pooled), methods_in(key[1] for key in pooled)
     with canvas(0.9 + 1.15 * len(methods) + 1.6, 0.62 * len(attacks) + 1.0) as figure:
         axes = figure.add_subplot()
@@ -51,7 +50,7 @@ def asr_heatmap(table: pd.DataFrame, *, alt: str, scope: str = "whole", title: s
                 rate = cell["harmful"] / cell["n"]
                 # Opacity stops at 0.65: beyond it neither theme's text would stand out.
                 box: dict[str, Any] = dict(color=VERMILLION, alpha=0.65 * rate, linewidth=0)
-                axes.add_patch(rectangle(x - 0.48, y - 0.46, 0.96, 0.92, **box))
+                axes.add_patch(Rectangle((x - 0.48, y - 0.46), 0.96, 0.92, **box))
                 axes.text(x, y - 0.12, f"{rate:.0%}", ha="center", va="center", fontsize=12)
                 count = f"{cell['harmful']}/{cell['n']}"
                 axes.text(x, y + 0.25, count, ha="center", va="center", fontsize=7.5)
@@ -63,20 +62,16 @@ def asr_heatmap(table: pd.DataFrame, *, alt: str, scope: str = "whole", title: s
         axes.tick_params(length=0, labeltop=True, labelbottom=False)
         for spine in axes.spines.values():
             spine.set_visible(False)
-        if title:
-            axes.set_title(plain(title), loc="left", pad=12)
         return finish(figure, alt)
 
 
-def asr_intervals(
-    table: pd.DataFrame, *, alt: str, scope: str = "whole", title: str = ""
-) -> Figure:
+def asr_intervals(table: pd.DataFrame, *, alt: str) -> Figure:
     """One panel an attack: each method's attack success rate with its 95% interval.
 
     The filled marker pools all seeds; the faint open ones are the single runs (base and safety
     seed), whose spread shows what the pooled interval, which is about requests, cannot.
     """
-    return _interval_panels(scoped(table, scope), alt, title, reference="")
+    return _interval_panels(scoped(table, "whole"), alt, reference="")
 
 
 def ablation_intervals(
@@ -90,19 +85,16 @@ def ablation_intervals(
         "r2d_no_pivots",
         "r2d_no_reasoning",
     ),
-    reference: str = "r2d",
-    scope: str = "whole",
-    title: str = "",
 ) -> Figure:
-    """As ``asr_intervals`` for the ablated methods, with the reference's interval as a band."""
-    chosen = scoped(table, scope)
+    """As ``asr_intervals`` for the ablated methods, with R2D's interval as a band."""
+    chosen = scoped(table, "whole")
     chosen = chosen[chosen["method"].isin(methods)]
-    if not (chosen["method"] == reference).any():
-        raise InputError(f"ablation_intervals: the table has no rows of the method {reference!r}")
-    return _interval_panels(chosen, alt, title, reference=reference)
+    if not (chosen["method"] == "r2d").any():
+        raise InputError("ablation_intervals: the table has no rows of the method 'r2d'")
+    return _interval_panels(chosen, alt, reference="r2d")
 
 
-def outcome_bars(table: pd.DataFrame, *, alt: str, scope: str = "whole", title: str = "") -> Figure:
+def outcome_bars(table: pd.DataFrame, *, alt: str, scope: str = "whole") -> Figure:
     """One panel an attack: how each method's completions divide into the judge's four labels.
 
     A low attack success rate with many garbled completions is forgetting, not defence: this
@@ -136,34 +128,25 @@ def outcome_bars(table: pd.DataFrame, *, alt: str, scope: str = "whole", title: 
                     left += share
             axes.set_xlabel("share of completions, %")
         handles = [
-            rectangle(0, 0, 1, 1, facecolor=colour, hatch=hatch, edgecolor=INK, linewidth=0.4)
+            Rectangle((0, 0), 1, 1, facecolor=colour, hatch=hatch, edgecolor=INK, linewidth=0.4)
             for colour, hatch in OUTCOMES.values()
         ]
         legend: dict[str, Any] = dict(
             loc="outside lower center", ncols=len(OUTCOMES), frameon=False
         )
         figure.legend(handles, list(OUTCOMES), **legend)
-        if title:
-            figure.suptitle(plain(title))
         return finish(figure, alt)
 
 
-def over_refusal_vs_asr(
-    attacked: pd.DataFrame,
-    benign: pd.DataFrame,
-    *,
-    alt: str,
-    scope: str = "whole",
-    title: str = "",
-) -> Figure:
+def over_refusal_vs_asr(attacked: pd.DataFrame, benign: pd.DataFrame, *, alt: str) -> Figure:
     """Each method at (refusals of look-alikes, attack success rate), both with intervals.
 
     ``attacked`` holds rows of harmful requests and ``benign`` rows of harmless look-alikes. Every
     attack weighs the same, as in `findings.every_method`: the rate and its bounds are means of the
     attacks'. Bottom left is best.
     """
-    harm = groups(scoped(attacked, scope), ["method", "attack"])
-    over = groups(scoped(benign, scope), ["method"])
+    harm = groups(scoped(attacked, "whole"), ["method", "attack"])
+    over = groups(scoped(benign, "whole"), ["method"])
     methods = methods_in(key[0] for key in harm if key[:1] in over)
     if not methods:
         raise InputError("over_refusal_vs_asr: the two tables have no method in common")
@@ -181,12 +164,10 @@ def over_refusal_vs_asr(
         percent_axis(axes.yaxis, axes.set_ylim, "attack success rate, %")
         axes.grid(alpha=0.18, linewidth=0.6)
         figure.legend(loc="outside right upper", frameon=False)
-        if title:
-            axes.set_title(plain(title), loc="left")
         return finish(figure, alt)
 
 
-def _interval_panels(table: pd.DataFrame, alt: str, title: str, *, reference: str) -> Figure:
+def _interval_panels(table: pd.DataFrame, alt: str, *, reference: str) -> Figure:
     pooled = groups(table, ["attack", "method"])
     run_columns = [name for name in ("base_seed", "seed") if name in table]
     single = pool(table, ["attack", "method", *run_columns])
@@ -213,8 +194,6 @@ def _interval_panels(table: pd.DataFrame, alt: str, title: str, *, reference: st
                 axes.plot(rate, y, marker, color=colour, **MARKER)
             axes.set_xlabel("attack success rate, %")
             axes.grid(axis="x", alpha=0.18, linewidth=0.6)
-        if title:
-            figure.suptitle(plain(title))
         return finish(figure, alt)
 
 

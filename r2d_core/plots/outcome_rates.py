@@ -24,7 +24,7 @@ from r2d_core.plots.drawing import (
 from r2d_core.plots.names import METHODS, attack_label
 
 
-def rate_intervals(table: pd.DataFrame, *, alt: str, title: str = "") -> Figure:
+def rate_intervals(table: pd.DataFrame, *, alt: str) -> Figure:
     """One panel an outcome: every recipe's rate with its 95% interval.
 
     Columns: title, outcome, successes, n; and low and high, or the interval is Wilson's. The first
@@ -50,12 +50,10 @@ def rate_intervals(table: pd.DataFrame, *, alt: str, title: str = "") -> Figure:
                 axes.plot([low, high], [y, y], color=colour, linewidth=2.4)
                 axes.plot(rate, y, "D" if y == 0 else "o", color=colour, **MARKER)
             axes.grid(axis="x", alpha=0.18, linewidth=0.6)
-        if title:
-            figure.suptitle(plain(title))
         return finish(figure, alt)
 
 
-def trade_off(table: pd.DataFrame, x: str, y: str, *, alt: str, title: str = "") -> Figure:
+def trade_off(table: pd.DataFrame, x: str, y: str, *, alt: str) -> Figure:
     """Each recipe at (rate of outcome ``x``, rate of outcome ``y``), both with 95% intervals.
 
     Columns as of `rate_intervals`. Bottom left is best.
@@ -79,8 +77,6 @@ def trade_off(table: pd.DataFrame, x: str, y: str, *, alt: str, title: str = "")
         axes.set_ylabel(f"{plain(y)}, %")
         axes.grid(alpha=0.18, linewidth=0.6)
         figure.legend(loc="outside right upper", frameon=False)
-        if title:
-            axes.set_title(plain(title), loc="left")
         return finish(figure, alt)
 
 

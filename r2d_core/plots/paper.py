@@ -8,11 +8,11 @@ import pandas as pd
 
 from r2d_core.errors import InputError
 from r2d_core.plots.counts import percent, records
-from r2d_core.plots.drawing import INK, MARKER, Figure, canvas, finish, percent_axis, plain
+from r2d_core.plots.drawing import INK, MARKER, Figure, canvas, finish, handles_once, percent_axis
 from r2d_core.plots.names import METHODS, method_look
 
 
-def paper_intervals(paper: pd.DataFrame, *, alt: str, n: int = 100, title: str = "") -> Figure:
+def paper_intervals(paper: pd.DataFrame, *, alt: str, n: int = 100) -> Figure:
     """The paper's attack success rates, each with the interval that ``n`` prompts leave it.
 
     ``paper`` has the columns model, task, method, value (percent) of ``paper_results.csv``, rows
@@ -57,14 +57,9 @@ def paper_intervals(paper: pd.DataFrame, *, alt: str, n: int = 100, title: str =
             axes.tick_params(axis="y", length=0)
         grid[0].set_yticks(range(len(models)), models)
         grid[0].set_ylim(len(models) - 0.5, -0.5)
-        shown: dict[str, Any] = {}
-        for axes in grid:
-            for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-                shown.setdefault(label, handle)
+        shown = handles_once(grid)
         legend: dict[str, Any] = dict(
             loc="outside lower center", ncols=min(len(methods), 4), frameon=False
         )
         figure.legend([shown[m] for m in methods], methods, **legend)
-        if title:
-            figure.suptitle(plain(title))
         return finish(figure, alt)

@@ -18,13 +18,12 @@ from r2d_core.plots.drawing import (
     Figure,
     canvas,
     finish,
-    legend_once,
-    plain,
+    handles_once,
 )
 from r2d_core.plots.names import method_look, methods_in
 
 
-def training_curves(log: pd.DataFrame, *, alt: str, title: str = "") -> Figure:
+def training_curves(log: pd.DataFrame, *, alt: str) -> Figure:
     """Loss and pivot accuracy over the optimizer's steps, a panel a quantity, a line a run.
 
     ``log`` has a column ``step`` and any numeric columns to draw; ``method`` and ``seed``, when
@@ -74,17 +73,16 @@ def training_curves(log: pd.DataFrame, *, alt: str, title: str = "") -> Figure:
             else:
                 axes.set_ylim(bottom=0)
             if len(names) > 1:
-                legend_once(axes)
+                handles = handles_once([axes])
+                axes.legend(list(handles.values()), list(handles), frameon=False, fontsize=8)
         if "method" in log and log["method"].nunique() > 1:
             lines = [Line2D([], [], color=method_look(m)[1]) for m in methods_in(log["method"])]
             labels = [method_look(m)[0] for m in methods_in(log["method"])]
             figure.legend(lines, labels, loc="outside lower center", ncols=4, frameon=False)
-        if title:
-            figure.suptitle(plain(title))
         return finish(figure, alt)
 
 
-def training_data(table: pd.DataFrame, *, alt: str, title: str = "") -> Figure:
+def training_data(table: pd.DataFrame, *, alt: str) -> Figure:
     """What a data set is made of: lengths, steps and pivots; ``table`` is `datasets.describe`'s.
 
     Lengths are in tokens where they were counted, else in words.
@@ -111,6 +109,4 @@ def training_data(table: pd.DataFrame, *, alt: str, title: str = "") -> Figure:
         pivots.invert_yaxis()
         pivots.margins(x=0.18)
         pivots.set_title("pivots of the reasoning", loc="left", fontsize=10)
-        if title:
-            figure.suptitle(plain(title))
         return finish(figure, alt)

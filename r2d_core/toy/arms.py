@@ -206,11 +206,9 @@ def write_example(language: Language, prompt: SafetyPrompt, arm: Arm) -> Example
     return Example(prompt.prompt, answer)
 
 
-def arm_examples(
-    language: Language, splits: Splits, arm: Arm, n: int, seed: int, mixture: Mixture = Mixture()
-) -> list[Example]:
+def arm_examples(language: Language, splits: Splits, arm: Arm, n: int, seed: int) -> list[Example]:
     """``n`` examples of one arm; the prompts depend on the seed only, not on the arm."""
-    prompts = arm_prompts(language, splits, arm, n, seed, mixture)
+    prompts = arm_prompts(language, splits, arm, n, seed)
     return [write_example(language, prompt, arm) for prompt in prompts]
 
 

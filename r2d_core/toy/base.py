@@ -156,12 +156,10 @@ class Gate:
             )
 
 
-def check_gate(
-    model: Any, tokenizer: Any, language: Language, splits: Splits, n: int = 200
-) -> Gate:
+def check_gate(model: Any, tokenizer: Any, language: Language, splits: Splits) -> Gate:
     """Ask the base model benign how-to and information requests about seen and held-out pairs.
 
-    ``n`` requests a cell, about allowed items only for how-to, plain phrasings; right means the
+    200 requests a cell, about allowed items only for how-to, plain phrasings; right means the
     whole answer, word for word.
     """
     rng = random.Random("toy-gate")
@@ -173,11 +171,11 @@ def check_gate(
             ("information", list(ASPECTS), INFORMATION_PHRASINGS),
         ):
             pool: list[Item] = [i for i in items if task == "information" or not language.banned(i)]
-            queries = [Query(rng.choice(topics), rng.choice(pool)) for _ in range(n)]
+            queries = [Query(rng.choice(topics), rng.choice(pool)) for _ in range(200)]
             requests = [Request(phrase(q, rng.randrange(len(forms)), rng)) for q in queries]
             answers = generator.generate(requests, LONGEST_ANSWER)
             cell = f"{task}, {items_name} pairs"
-            asked[cell] = n
+            asked[cell] = len(queries)
             right[cell] = sum(
                 a.text.strip() == true_answer(language, q)
                 for a, q in zip(answers, queries, strict=True)

@@ -100,7 +100,7 @@ def encode_with(
     ]
 
 
-def pad_embedding(model: Any, multiple: int = MULTIPLE) -> None:
+def pad_embedding(model: Any) -> None:
     """Rows without tokens at the end of a tied embedding, as Qwen2's has; in place.
 
     They are the mean of the others: no random numbers, so that the same run is the same again.
@@ -108,7 +108,7 @@ def pad_embedding(model: Any, multiple: int = MULTIPLE) -> None:
     import torch  # in the functions that compute: the tables are shown without it
 
     rows = len(model.get_input_embeddings().weight)
-    model.resize_token_embeddings(pad_to_multiple_of=multiple, mean_resizing=False)
+    model.resize_token_embeddings(pad_to_multiple_of=MULTIPLE, mean_resizing=False)
     with torch.no_grad():
         weight = model.get_input_embeddings().weight
         weight[rows:] = weight[:rows].mean(0)

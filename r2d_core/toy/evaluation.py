@@ -212,14 +212,14 @@ def attack_material(language: Language, splits: Splits, partition: str) -> Mater
     return Material(wrappers, shots, rewrite, in_context)
 
 
-def toy_evaluation(n_per_split: int = 8) -> tuple[list[Behavior], ToyJudge, Material]:
+def toy_evaluation() -> tuple[list[Behavior], ToyJudge, Material]:
     """What the toy world gives to an evaluation of its R2D: requests, exact judge, material.
 
     Development items of language 0, harmful ones with what is known of R2D to aim at, then benign.
     """
     language = make_language(0)
     splits = make_splits(language, 0)
-    harmful = harmful_behaviors(language, splits, "development", n_per_split, 0)
-    benign = benign_behaviors(language, splits, "development", max(1, n_per_split // 4), 0)
+    harmful = harmful_behaviors(language, splits, "development", 8, 0)
+    benign = benign_behaviors(language, splits, "development", 2, 0)
     behaviors = [*aim_at(harmful, language, ARMS["r2d"]), *benign]
     return behaviors, ToyJudge(language), attack_material(language, splits, "development")

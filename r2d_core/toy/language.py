@@ -16,7 +16,6 @@ from functools import lru_cache
 from r2d_core.toy.policy import KINDS, is_banned
 
 N_PREFIXES = 16
-N_SUFFIXES = 32
 N_STEPS = 4
 
 ACTIONS: dict[str, tuple[str, ...]] = {

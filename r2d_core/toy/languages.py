@@ -19,7 +19,7 @@ from r2d_core.errors import InputError
 from r2d_core.metrics import holm
 from r2d_core.replication import difference_over_replicates
 from r2d_core.toy.arms import ARMS, TITLES, same_format
-from r2d_core.toy.findings import HARMLESS, listed, outcome_title, verdict
+from r2d_core.toy.findings import HARMLESS, REFERENCE, listed, outcome_title, verdict
 from r2d_core.toy.outcomes import by_request
 from r2d_core.toy.results import SIGNIFICANT, Results
 
@@ -30,17 +30,17 @@ _OF_ONE_FORMAT = ("forged_reasoning", "gcg_pivot")
 """Attacks that write, or aim at, a method's own reasoning and pivots: they differ with these."""
 
 
-def comparable(results: Results, reference: str = "r2d") -> bool:
-    """Whether there are several languages, and beside ``reference`` a method that was trained."""
+def comparable(results: Results) -> bool:
+    """Whether there are several languages, and beside R2D a method that was trained."""
     return (
         results.attacks["base_seed"].nunique() > 1
-        and reference in results.methods
-        and bool(_others(results, reference))
+        and REFERENCE in results.methods
+        and bool(_others(results, REFERENCE))
     )
 
 
 def over_languages(
-    results: Results, reference: str = "r2d", others: list[str] | None = None
+    results: Results, reference: str = REFERENCE, others: list[str] | None = None
 ) -> pd.DataFrame:
     """``reference`` against every other trained method, or ``others``, a row a method and outcome.
 
@@ -75,7 +75,7 @@ def over_languages(
 
 
 def by_language(
-    results: Results, reference: str = "r2d", others: list[str] | None = None
+    results: Results, reference: str = REFERENCE, others: list[str] | None = None
 ) -> pd.DataFrame:
     """The rows of `over_languages` language by language: base_seed, n, the rates, the difference.
 
@@ -92,7 +92,7 @@ def by_language(
     return pd.DataFrame(rows)
 
 
-def in_words(table: pd.DataFrame, reference: str = "r2d") -> str:
+def in_words(table: pd.DataFrame, reference: str = REFERENCE) -> str:
     """Markdown: of each method the outcomes of `over_languages` that the languages bear out.
 
     Those of which p_holm is below `SIGNIFICANT` and that no language contradicts: both mean rates,
@@ -123,7 +123,7 @@ def in_words(table: pd.DataFrame, reference: str = "r2d") -> str:
     return "\n".join(lines) + "\n"
 
 
-def every_difference(table: pd.DataFrame, reference: str = "r2d") -> str:
+def every_difference(table: pd.DataFrame, reference: str = REFERENCE) -> str:
     """`over_languages` as a table in Markdown, with the p-value alone and in either family."""
     heads = ["", "", "first", "second", "difference", "refused", "languages", "p", "p (Holm)",
              "p (Holm, all)"]  # fmt: skip

@@ -14,6 +14,7 @@ from typing import Any
 from r2d_core.attacks.attack import Target
 from r2d_core.errors import InputError
 from r2d_core.generation import Generator
+from r2d_core.judges.quoting import fill
 
 
 def prompt_text(name: str, **values: Any) -> str:
@@ -21,11 +22,7 @@ def prompt_text(name: str, **values: Any) -> str:
 
     Every value is put in as it is: braces within a value are text.
     """
-    return re.sub(
-        r"\{(\w+)\}",
-        lambda found: str(values[found[1]]) if found[1] in values else found[0],
-        _read(name),
-    )
+    return fill(_read(name), {key: str(value) for key, value in values.items()})
 
 
 @functools.cache
