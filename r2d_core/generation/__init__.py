@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from r2d_core.generation.generator import (
+    FailedRequests,
     Generation,
     Generator,
+    OutageError,
     Request,
     RequestError,
     answer_directly,
@@ -15,18 +17,19 @@ from r2d_core.generation.generator import (
     completion_of,
     request_of,
 )
-from r2d_core.generation.openai_server import OpenAIServerGenerator, ServerError
+from r2d_core.generation.openai_server import OpenAIServerGenerator
 from r2d_core.generation.transformers import TransformersGenerator
 from r2d_core.generation.vllm import VllmGenerator
 
 __all__ = [
     "GENERATORS",
+    "FailedRequests",
     "Generation",
     "Generator",
     "OpenAIServerGenerator",
+    "OutageError",
     "Request",
     "RequestError",
-    "ServerError",
     "TransformersGenerator",
     "VllmGenerator",
     "answer_directly",
