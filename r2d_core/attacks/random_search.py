@@ -26,14 +26,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import ClassVar
 
-from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from r2d_core.attacks.attack import BAR, Material, Target, at_least, journal_of, known_of
+from r2d_core.attacks.attack import Material, Target, at_least, journal_of, known_of
 from r2d_core.attacks.gcg import reasoning_plan, safe_pivot
 from r2d_core.attacks.gradient import joined, response_ids, response_losses, text_tokens
 from r2d_core.attacks.journal import Journal
-from r2d_core.attacks.queries import Failure, Search, put
+from r2d_core.attacks.queries import Failure, Search, attack_each, put
 from r2d_core.errors import InputError
 from r2d_core.generation import Request
 from r2d_core.pivots import THINK_OPEN
@@ -102,10 +101,9 @@ class RandomSearch:
         for behavior in behaviors:  # what one lacks is said before any is attacked
             self.aim(behavior, target.tokenizer)
         journal = journal_of(self, behaviors, target, seed)
-        return [
-            self._attack(behavior, target, seed, journal)
-            for behavior in tqdm(behaviors, self.name, unit="behavior", **BAR)
-        ]
+        return attack_each(
+            self.name, behaviors, lambda each: self._attack(each, target, seed, journal)
+        )
 
     def _attack(self, behavior: Behavior, target: Target, seed: int, journal: Journal) -> TestCase:
         model, tokenizer = target.model, target.tokenizer
