@@ -15,6 +15,7 @@ from r2d_core.generation.generator import (
     answer_each,
     complete,
     completion_of,
+    encodable,
     request_of,
 )
 from r2d_core.generation.openai_server import OpenAIServerGenerator
@@ -36,6 +37,7 @@ __all__ = [
     "answer_each",
     "complete",
     "completion_of",
+    "encodable",
     "request_of",
 ]
 

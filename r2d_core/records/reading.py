@@ -28,6 +28,11 @@ def read_behaviors(
     """
     path = Path(path)
     text = _text(path)
+    if text is None and not _json_like(_text(path, errors="replace") or "{"):
+        raise InputError(
+            f"{path}: expected JSON lines or a table in UTF-8, found another encoding; save it as "
+            'UTF-8 (a spreadsheet\'s "CSV UTF-8")'
+        )
     if text is None or _json_like(text):
         value = None if text is None else _whole(text)
         if value is not None and _suite_of(value):
@@ -111,10 +116,10 @@ def _suite_of(value: Any) -> str:
     return ""
 
 
-def _text(path: Path) -> str | None:
+def _text(path: Path, errors: str = "strict") -> str | None:
     """The file's text; None where `read_jsonl` has to say what is wrong."""
     try:
-        return path.read_bytes().decode("utf-8")
+        return path.read_bytes().decode("utf-8", errors)
     except (OSError, UnicodeDecodeError):
         return None
 

@@ -54,7 +54,10 @@ class Table:
 
 def _xstest_kind(row: Row, kind: Kind | None) -> dict[str, Any]:
     # The version-1 file has no labels; contrasts are the unsafe prompts in both.
-    unsafe = row.get("label", "").strip() == "unsafe" or row["type"].startswith("contrast_")
+    label = row.get("label", "").strip().casefold()
+    if label not in ("", "safe", "unsafe"):
+        raise InputError(f"label {row['label']!r}: expected safe or unsafe; correct it")
+    unsafe = label == "unsafe" or row["type"].strip().casefold().startswith("contrast_")
     return {"kind": "harmful" if unsafe else "benign"}
 
 
@@ -107,7 +110,8 @@ def read_table(path: Path, text: str, kind: Kind | None = None) -> list[Behavior
     two look the same otherwise. ``text`` may begin with a byte order mark.
 
     Raises InputError for another header, a row with too many or too few cells, an empty prompt, an
-    id that occurs twice, and a kind that is not known or known already.
+    id that occurs twice, a label of XSTest's that is none, and a kind that is not known or known
+    already.
     """
     found = _rows(path, text.removeprefix(MARK))
     written = found[0][1] if found else []
@@ -138,7 +142,10 @@ def read_table(path: Path, text: str, kind: Kind | None = None) -> list[Behavior
             )
         row = dict(zip(header, cells, strict=True))
         values: dict[str, Any] = {field: row[column] for field, column in table.fields.items()}
-        values |= table.behavior(row, kind)
+        try:
+            values |= table.behavior(row, kind)
+        except InputError as error:
+            raise InputError(f"{path}:{line}: {error}") from None
         values.setdefault("id", _content_id(suite, values["prompt"], places))
         metadata: dict[str, Any] = {"suite": suite}
         metadata |= {
