@@ -299,6 +299,8 @@ def test_any_artifact_is_written_as_it_was_read(tmp_path_factory, rows):
 
 
 @example(rows=[("", "", "")], suite="advbench", ends="\r\n", mark=False, called="0\n0", place=0)
+@example(rows=[("", "", "")], suite="advbench", ends="\n", mark=False, called="0\r0", place=2)
+@example(rows=[("", "", "x")], suite="xstest", ends="\n", mark=False, called="label", place=2)
 @given(
     rows=st.lists(st.tuples(TEXT, TEXT, TEXT), max_size=5),
     suite=st.sampled_from(sorted(TABLES)),
@@ -327,6 +329,8 @@ def test_any_table_is_written_as_it_was_read(
                 row[fields["id"]] = f"id {number}"
             if suite == "jailbreakbench":
                 row["Index"] = str(number)
+            if (suite, called) == ("xstest", "label"):
+                row["label"] = "Unsafe" if two else " safe"
             writer.writerow(row)
     behaviors = read_behaviors(path)
     assert [b.prompt for b in behaviors] == [f"prompt {prompt}" for prompt, _, _ in rows]

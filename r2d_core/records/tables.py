@@ -208,7 +208,7 @@ def write_behaviors(
         rows.append(list(row.values()))
     out = io.StringIO(newline="")
     # A carriage return is quoted by nothing but quoting everything.
-    returns = any("\r" in cell for row in rows for cell in row)
+    returns = any("\r" in cell for row in [header, *rows] for cell in row)
     line_end = form.get("line_end", "\n")
     writer = csv.writer(
         out,
