@@ -105,6 +105,7 @@ from r2d_core.evaluation_inputs import (
     with_targets,
     without_tags,
 )
+from r2d_core.generation import encodable
 from r2d_core.metrics import rates_as_columns
 from r2d_core.provenance import footer_html, provenance
 from r2d_core.reach import defend, make_judges, reach, reach_described, without_template
@@ -219,7 +220,7 @@ else:
 #
 # By each judge's own labels, of the whole response, its reasoning and its answer. What a judge's
 # model said that cannot be read is *unparsable*, and in no rate. A request for which an attack has
-# no prompt or no completion is a failure, and *not attempted*.
+# no prompt or no completion is a failure, and *not attempted*; where a model was down, run again.
 
 # %% tags=["hide-input"]
 if not verdicts:
@@ -278,7 +279,8 @@ if scored:
 # %% [markdown]
 # ## Over-refusal
 #
-# Of the benign requests, as they stand.
+# Of the benign requests, as they stand. An answer that a provider's filter withheld is
+# *unparsable*, neither a refusal nor none.
 
 # %% tags=["hide-input"]
 if len(refused):
@@ -311,9 +313,9 @@ if first:
             pd.DataFrame(
                 {
                     "attack": attack,
-                    "prompt": completion.prompt[:300],
-                    "put into its mouth": completion.prefill[:200],
-                    "answer": completion.text[:600],
+                    "prompt": encodable(completion.prompt[:300]),
+                    "put into its mouth": encodable(completion.prefill[:200]),
+                    "answer": encodable(completion.text[:600]),
                 }
                 for attack, completion in first.items()
             ),

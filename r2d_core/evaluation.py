@@ -26,7 +26,7 @@ from r2d_core.attack_success import attack_succeeded, success_rates, tells_succe
 from r2d_core.attacks import Attack, Material, Surrogate, Target
 from r2d_core.attacks.attack import no_rewrite
 from r2d_core.attacks.journal import Journal, RecordedGenerator, digest
-from r2d_core.attacks.queries import Failure, ask
+from r2d_core.attacks.queries import Failure, ask, check_answers
 from r2d_core.checking import unknown
 from r2d_core.cost import COUNTS, Cost, answer_costs
 from r2d_core.errors import InputError
@@ -142,10 +142,11 @@ def answer_all(
     """The model's answer to every test case, in order, in ``folder/completions.jsonl``.
 
     Greedy, or as a test case says that it was found. A request at which the model raises has an
-    empty answer with ``metadata["error"]``, is judged by nobody, and counts as unparsable; where it
-    raises at every one it is down, and that is said. Delete the file, and those alone are asked
-    again. What is no prompt (``metadata["missing"]``: a transferred attack found none) is not
-    asked; its answer is empty, and a failure of the attack.
+    empty answer with ``metadata["error"]``, is judged by nobody, and counts as unparsable. Unless
+    the request is the reason (`RequestError`), it has ``metadata["outage"]`` and is asked again the
+    next time; where all of a batch are such, the model is down, and that ends the run. What is no
+    prompt (``metadata["missing"]``: the attack has none) is not asked; its answer is empty, and a
+    failure of the attack.
     """
     folder = Path(folder)
     settings = {
@@ -163,6 +164,8 @@ def answer_all(
             for start in range(0, len(asked), BATCH):
                 batch = [request_of(case) for case in asked[start : start + BATCH]]
                 made += ask(recorded, batch, max_new_tokens)
+                if len(batch) == BATCH:
+                    check_answers(made[-BATCH:])
                 bar.update(len(batch))
         failed = [each for each in made if isinstance(each, Failure)]
         if failed and len(failed) == len(made):
@@ -184,8 +187,9 @@ def judge_once(
     """The judge's verdicts, in the completions' order, in ``folder/verdicts/<judge>.jsonl``.
 
     ``model`` is the name of a judge's model. Of completions that are none (see `answer_all`) those
-    at which the model raised are unparsable in every scope, those of missing prompts
-    "not_attempted".
+    at which the model raised, and those that a provider's filter withheld, are unparsable in every
+    scope, those of missing prompts "not_attempted". What outages lost, the judge's model's or
+    before, has ``metadata["outage"]`` and is judged again the next time.
     """
     path = Path(folder) / "verdicts" / f"{judge.name}.jsonl"
     settings = {
@@ -197,8 +201,11 @@ def judge_once(
     def verdicts() -> list[Verdict]:
         texts = [c for c in completions if not (_error(c) or _missing(c))]
         made = iter(judge_all(judge, behaviors, texts))
+        found = (_no_verdict(judge, c) if _error(c) or _missing(c) else next(made)
+                 for c in completions)  # fmt: skip
         return [
-            _no_verdict(judge, c) if _error(c) or _missing(c) else next(made) for c in completions
+            replace(v, metadata={**v.metadata, "outage": True}) if c.metadata.get("outage") else v
+            for v, c in zip(found, completions, strict=True)
         ]
 
     return _once(path, Verdict, settings, verdicts)
@@ -210,7 +217,8 @@ def spending(completions: Sequence[Completion]) -> pd.DataFrame:
     ``tokens`` of an answer and ``queries`` of a prompt are text: the mean with `clustered_mean`'s
     interval and its n, the behaviors. What is no answer has no tokens, what is no prompt no queries
     either, and a suite's file may say neither (HarmBench's): that is in no mean, and where nothing
-    is left "not known". Counted are answers "cut off", "no answer" (the model raised), "no prompt",
+    is left "not known". Counted are answers "cut off", "no answer" (the model raised, or a
+    provider's filter withheld it), "no prompt",
     and "left out": further test cases of a behavior that a transferred attack did not put.
     """
     rows = []
@@ -382,18 +390,25 @@ def _in_words_of_suites(verdict: Verdict) -> Verdict:
 def _once(
     path: Path, cls: type[R], settings: Mapping[str, Any], make: Callable[[], list[R]]
 ) -> list[R]:
-    """The records at ``path``, made now unless they are there with these settings."""
+    """The records at ``path``, made now unless they are there with these settings.
+
+    Of which outages lost some are made again, from test cases or completions that are other now
+    because theirs were; what was answered is in the journals.
+    """
     settings = json.loads(json.dumps(settings))
     record = path.with_suffix(".settings.json")
     if path.is_file() and record.is_file():
         before = read_json(record)
-        if before == settings:
-            return read_jsonl(path, cls)
-        other = [name for name in settings if before.get(name) != settings[name]]
-        raise InputError(
-            f"{path} was made with another {' and '.join(other)}; give another output folder, or "
-            f"delete {path.name} to have it made anew"
-        )
+        other = [name for name, value in settings.items() if before.get(name) != value]
+        known = read_jsonl(path, cls) if set(other) <= {"cases", "completions"} else []
+        lost = any(each.metadata.get("outage") for each in known)
+        if before == settings and not lost:
+            return known
+        if not lost:
+            raise InputError(
+                f"{path} was made with another {' and '.join(other)}; give another output folder, "
+                f"or delete {path.name} to have it made anew"
+            )
     records = make()
     # The settings first: records without them would be written over, the other way round they are
     # made anew.
@@ -406,7 +421,7 @@ _NOTHING = Generation("", 0, 0, "stop")
 
 
 def _missing(record: TestCase | Completion) -> bool:
-    """Whether there is no prompt: a transferred attack has none for the behavior."""
+    """Whether there is no prompt: the attack has none for the behavior."""
     return bool(record.metadata.get("missing"))
 
 
@@ -457,11 +472,15 @@ def _mean(row: Mapping[str, Any]) -> Mean:
 def _completion(case: TestCase, answer: Generation | Failure) -> Completion:
     if isinstance(answer, Failure):
         none = completion_of(case, _NOTHING)
-        return replace(none, metadata={**none.metadata, "error": answer.error})
+        lost = {"outage": True} if answer.outage else {}
+        return replace(none, metadata={**none.metadata, "error": answer.error, **lost})
     return completion_of(case, answer)
 
 
 def _error(completion: Completion) -> str:
+    """Why there is no answer, "" where there is one."""
+    if completion.finish == "filtered" and not completion.text.strip():
+        return "a filter of the provider's withheld the answer"
     return str(completion.metadata.get("error", ""))
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from r2d_core.attacks import Material
 from r2d_core.attacks.attack import no_rewrite
 from r2d_core.attacks.journal import Journal, RecordedGenerator, digest
-from r2d_core.attacks.queries import Failure, ask
+from r2d_core.attacks.queries import Failure, ask, check_answers
 from r2d_core.checking import mismatch
 from r2d_core.errors import InputError
 from r2d_core.generation import Request
@@ -67,12 +67,13 @@ def with_own_traces(
     first pivot, where it has none), with [SAFE] in that place: what comes before is what the
     attacked model goes on to write, so a raised [SAFE] is one that it meets. A behavior that has a
     target, or in whose answer no pivot is, keeps what it has. Answers are kept in
-    ``folder/progress``; one that fails is none.
+    ``folder/progress``; one that fails is none. Raises InputError where outages took all of them.
     """
     left = [b for b in behaviors if b.kind == "harmful" and "pivot_target" not in b.metadata]
     asked = [Request(b.request) for b in left]
     journal = Journal(Path(folder) / "progress" / f"traces-{digest(reached.name)}.jsonl")
     answers = ask(RecordedGenerator(reached.generator, journal, "target"), asked, max_new_tokens)
+    check_answers(answers)
     found = {}
     for behavior, answer in zip(left, answers, strict=True):
         text = "" if isinstance(answer, Failure) else answer.text

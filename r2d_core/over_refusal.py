@@ -38,9 +38,10 @@ def refusal_rates(
     """Full and partial refusals by judge, kind of behavior and scope.
 
     Columns: judge, kind, scope, n, ``full`` and ``partial`` (`Rate`, of n), ``unparsable`` (how
-    many more the judge gave no label: neither refusal nor none). ``n`` is the verdicts that have a
-    label of the scope: a response without reasoning does not count under ``reasoning``, while an
-    answer that was never reached counts under ``answer``, as no refusal.
+    many more have no label, of the judge's or because the model or a provider's filter gave no
+    answer: neither refusal nor none). ``n`` is the verdicts that have a label of the scope: a
+    response without reasoning does not count under ``reasoning``, while an answer that was never
+    reached counts under ``answer``, as no refusal.
 
     Raises InputError for a verdict on a behavior that is not given, and for a judge none of whose
     labels is a refusal (its rates would be 0% whatever it says).

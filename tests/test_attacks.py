@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -44,7 +45,14 @@ from r2d_core.attacks.tap import topic_verdict
 from r2d_core.attacks.template_stripping import without_chat_template
 from r2d_core.defenses import SelfReminder
 from r2d_core.errors import InputError
-from r2d_core.generation import Generation, OpenAIServerGenerator, Request, complete
+from r2d_core.generation import (
+    Generation,
+    OpenAIServerGenerator,
+    OutageError,
+    Request,
+    RequestError,
+    complete,
+)
 from r2d_core.pivots import NEW_TOKENS
 from r2d_core.records import Behavior, TestCase, read_test_cases, write_jsonl
 from r2d_core.tokenization import encode_prompt
@@ -161,14 +169,20 @@ def test_a_bad_target_is_recorded_and_the_run_goes_on(
     always_matched(monkeypatch)
     bad = replace(target, generator=Broken(what))
     attack = make_attack(name, **SMALL.get(name, {}))
+    said = {"raises": "the server is gone", "loses one": "0 answers to 1 requests"}.get(what, "")
+    by_loss = {*COMPUTING, "gcg_harmbench"}  # what they find does not hang on answers
+    if said and name not in by_loss:  # it learned nothing, and no prompt of its is a result
+        with pytest.raises(InputError, match=f"attack '{name}': a model .* nothing at all.*{said}"):
+            attack.run(BEHAVIORS, bad, MATERIAL, 0)
+        return
     cases = attack.run(BEHAVIORS, bad, MATERIAL, 0)
     assert [c.behavior_id for c in cases] == ["b0", "b1"]
     assert cases == attack.run(BEHAVIORS, bad, MATERIAL, 0)
     write_jsonl(tmp_path / "cases.jsonl", cases)
     for case in cases:
         assert case.prompt.strip() and case.queries >= 1
-        if what in ("raises", "loses one"):
-            said = "the server is gone" if what == "raises" else "0 answers to 1 requests"
+        assert ("outage" in case.metadata) == (bool(said) and name == "autodan")
+        if said:
             assert case.metadata["errors"] and all(said in e for e in case.metadata["errors"])
             assert case.metadata["queries_to_jailbreak"] is None
         else:
@@ -203,22 +217,80 @@ def test_a_bad_attacker_is_recorded_and_the_run_goes_on(
 ) -> None:
     bad = replace(target, attacker=Broken(what), generator=Echo())
     attack = make_attack(name, **SMALL.get(name, {}))
-    for case, behavior in zip(attack.run(BEHAVIORS, bad, MATERIAL, 0), BEHAVIORS, strict=True):
+    if what == "raises":
+        with pytest.raises(InputError, match=f"attack '{name}': .* nothing at all.*server is gone"):
+            attack.run(BEHAVIORS, bad, MATERIAL, 0)
+        return
+    for case in attack.run(BEHAVIORS, bad, MATERIAL, 0):
+        missing = what == "empty" or name in ("pair", "tap")
+        assert case.metadata.get("missing", False) == (case.prompt == "") == missing
+        assert "outage" not in case.metadata
         if name == "few_shot_attacker":
-            assert case.queries == (0 if what in ("empty", "raises") else 9)
-            assert ("errors" in case.metadata) == (what != "endless")  # no text, or none to read
-            assert (case.prompt == behavior.prompt) == (what in ("empty", "raises"))
-            continue
-        if name == "zero_shot":
-            expected = {"garbage": "\ud800\x00{[}]<|\ufffd", "endless": ("a b " * 5000).strip()}
-            assert case.prompt == expected.get(what, behavior.prompt)
-            assert ("errors" in case.metadata) == (what in ("empty", "raises"))
-            continue
-        assert case.prompt == behavior.prompt and case.queries == 0
-        if what == "raises":
-            assert all("the server is gone" in e for e in case.metadata["errors"])
+            assert case.queries == (0 if missing else 9)
+            # No text; or a NUL in a prompt, which this tokenizer has no token for.
+            assert ("errors" in case.metadata) == missing or what == "garbage"
+        elif name == "zero_shot":
+            expected = {"garbage": "\ufffd\x00{[}]<|\ufffd", "endless": ("a b " * 5000).strip()}
+            assert case.prompt == expected.get(what, "")
+            assert ("errors" in case.metadata) == missing
         else:
-            assert case.metadata["unreadable"] > 0
+            assert case.queries == 0 and case.metadata["unreadable"] > 0
+
+
+class GoneFor(Broken):
+    """A model that is down for what holds a word, and else answers as a `Writer`."""
+
+    def __init__(self, only: str, kind: type[Exception] = OutageError) -> None:
+        super().__init__("raises", only)
+        self.kind, self.writer = kind, Writer()
+
+    def generate(self, requests: Sequence[Request], max_new_tokens: int) -> list[Generation]:
+        if any(self.only in r.prompt + r.system for r in requests):
+            raise self.kind("429: too many requests")
+        return self.writer.generate(requests, max_new_tokens)
+
+
+@pytest.mark.parametrize("kind", [OutageError, RuntimeError, RequestError])
+@pytest.mark.parametrize("name", BY_ATTACKER)
+def test_a_behavior_that_the_attacker_did_not_write_for_is_not_attempted(
+    name: str, kind: type[Exception], target: Target
+) -> None:
+    """Its own prompt in place of an attack would count as one that failed."""
+    only = replace(target, attacker=GoneFor("the item", kind), generator=Echo())
+    attack = make_attack(name, **SMALL.get(name, {}))
+    good, bad = attack.run(BEHAVIORS, only, MATERIAL, 0)
+    assert good.prompt and not {"missing", "outage"} & set(good.metadata)
+    assert bad.prompt == "" and bad.metadata["missing"] and bad.metadata["errors"]
+    # Whether it is asked again: a request that is refused would be again.
+    assert bad.metadata.get("outage", False) == (kind is not RequestError)
+
+
+@pytest.mark.parametrize("name", ["pair", "tap", "few_shot_attacker"])
+def test_an_attacker_that_goes_down_ends_the_run_soon(name: str, target: Target) -> None:
+    many = [replace(BEHAVIORS[1], id=f"b{n}") for n in range(20)]
+    attacker = GoneFor("the item")
+    asked: list[int] = []
+    generate = attacker.generate
+    attacker.generate = lambda *given: [asked.append(1), generate(*given)][1]  # type: ignore
+    attack = make_attack(name, **SMALL.get(name, {}))
+    down = replace(target, attacker=attacker)
+    with pytest.raises(InputError, match="429"):
+        attack.run(many, down, MATERIAL, 0)
+    of_three = len(asked)
+    with pytest.raises(InputError, match="429"):
+        attack.run(many[:3], down, MATERIAL, 0)
+    assert len(asked) == 2 * of_three
+
+
+@pytest.mark.parametrize("name", ["pair", "refinement", "best_of_n"])
+def test_a_judge_that_is_down_leaves_an_attack_nothing(name: str, target: Target) -> None:
+    class Down(ScoreByLength):
+        def score(self, text: str, behavior: Behavior) -> float:
+            raise OutageError("429: too many requests")
+
+    attack = make_attack(name, **SMALL.get(name, {}))
+    with pytest.raises(InputError, match="nothing at all.*OutageError: 429"):
+        attack.run(BEHAVIORS, replace(target, judge=Down(), generator=Echo()), MATERIAL, 0)
 
 
 @pytest.mark.parametrize("score", [float("nan"), float("inf"), None])
@@ -644,7 +716,7 @@ def test_tap_goes_on_where_all_is_off_topic(target: Target) -> None:
 
     attack = make_attack("tap", width=2, branches=2, depth=2)
     (case,) = attack.run(BEHAVIORS[:1], replace(target, attacker=Never()), MATERIAL, 0)
-    assert case.queries == 0 and case.prompt == BEHAVIORS[0].prompt
+    assert case.queries == 0 and case.prompt == "" and case.metadata["missing"]
     mute = replace(target, attacker=Writer(), evaluator=Broken("empty"))
     (case,) = attack.run(BEHAVIORS[:1], mute, MATERIAL, 0)
     assert case.queries > 0 and case.metadata["no_verdict"] >= 2

@@ -688,8 +688,9 @@ def test_a_model_that_is_broken_is_recorded(target: Target, monkeypatch: Any) ->
 
     monkeypatch.setattr(type(target.model), "forward", fail)
     first, second = GCGAnswer(**SMALL).run(BEHAVIORS, target, MATERIAL, 0)
-    assert first.metadata == {"errors": ["RuntimeError: device lost"]}
-    assert first.prompt == BEHAVIORS[0].prompt and second.metadata["losses"]
+    lost = {"missing": True, "outage": True}
+    assert first.metadata == {**lost, "errors": ["RuntimeError: device lost"]}
+    assert first.prompt == "" and second.metadata["losses"]
 
 
 @pytest.mark.parametrize("name", ["gcg_answer", "gcg_harmbench", "gcg_multi"])
@@ -711,6 +712,7 @@ def test_a_run_that_breaks_late_keeps_what_it_found(
         cases = attack.run(BEHAVIORS[:1], kept, MATERIAL, 0)
     (sooner,) = make_attack(name, **whole | {"steps": 4}).run(BEHAVIORS[:1], target, MATERIAL, 0)
     assert cases[0].metadata.pop("errors") == ["step 5: RuntimeError: device lost"]
+    assert cases[0].metadata.pop("outage")
     assert cases == [sooner]
     # Run again, it goes on from there.
     expected = attack.run(BEHAVIORS[:1], target, MATERIAL, 0)

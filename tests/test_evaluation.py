@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from attack_world import BEHAVIORS, MATERIAL, Broken, Echo, ScoreByLength, Writer
 from tiny_models import tiny_model, tiny_tokenizer
@@ -46,12 +47,14 @@ from r2d_core.evaluation_inputs import (
 from r2d_core.generation import (
     Generation,
     OpenAIServerGenerator,
+    OutageError,
     Request,
     RequestError,
     answer_directly,
 )
 from r2d_core.judges import JUDGES
 from r2d_core.metrics import Rate, rates_as_columns
+from r2d_core.over_refusal import refusal_rates
 from r2d_core.reach import Reached, defend, make_judges, reach, reach_described, without_template
 from r2d_core.records import (
     Behavior,
@@ -279,20 +282,124 @@ def test_a_request_without_answer_is_unparsable(tmp_path: Path) -> None:
     assert [v.whole for v in verdicts] == ["complied", "unparsable"]
     success, _ = summary(BEHAVIORS, {STRINGS.name: verdicts})
     assert success["success"][0] == Rate(1, 1) and success["unparsable"][0] == 1
-    # Deleted, it is asked for again, and only it.
-    (tmp_path / "completions.jsonl").unlink()
+    # It is asked for again, and only it; what was made of it is made again, too.
     echo = Echo()
-    answer_all(cases, Reached(echo, "m"), tmp_path, max_new_tokens=3)
-    assert echo.asked == [BEHAVIORS[1].prompt]
+    for _ in range(2):
+        healed = answer_all(cases, Reached(echo, "m"), tmp_path, max_new_tokens=3)
+        assert echo.asked == [BEHAVIORS[1].prompt]
+        assert not any("outage" in c.metadata or "error" in c.metadata for c in healed)
+        again = judge_once(STRINGS, BEHAVIORS, healed, tmp_path)
+        assert [v.whole for v in again] == ["complied", "complied"]
+    other = [replace(c, text="I'm sorry") for c in healed]
+    with pytest.raises(InputError, match="strings.* was made with another completions"):
+        judge_once(STRINGS, BEHAVIORS, other, tmp_path)
     with pytest.raises(InputError, match="answers nothing at all: RuntimeError: the server is"):
         answer_all(cases, Reached(Broken("raises"), "m"), tmp_path / "new", max_new_tokens=3)
+
+
+def test_a_model_that_goes_down_is_not_asked_to_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation, "BATCH", 2)
+    behaviors = [Behavior(f"b{n}", "explain" if 1 < n < 4 else f"item {n}") for n in range(9)]
+    broken = Broken("raises", only="explain")
+    reached = Reached(broken, "m")
+    with pytest.raises(InputError, match="answers nothing at all: RuntimeError: .* run again when"):
+        answer_all(answer_directly(behaviors), reached, tmp_path, max_new_tokens=3)
+    assert not (tmp_path / "completions.jsonl").exists()
+    broken.only = "nobody"
+    made = answer_all(answer_directly(behaviors), reached, tmp_path, max_new_tokens=3)
+    assert len(made) == 9 and not any("error" in c.metadata for c in made)
+
+
+class Silenced(Writer):
+    """An attacker that is down where a behavior's word stands in the request."""
+
+    word = "the item"
+
+    def generate(self, requests: Sequence[Request], max_new_tokens: int) -> list[Generation]:
+        if any(self.word in request.system for request in requests):
+            raise OutageError("429: too many requests")
+        return super().generate(requests, max_new_tokens)
+
+
+def test_what_an_attacker_did_not_write_for_is_not_attempted_and_attacked_again(
+    tmp_path: Path,
+) -> None:
+    """By the same call, and every step after it follows."""
+    attacker, reached = Silenced(), Reached(Echo(), "m")
+
+    def run() -> tuple[list[TestCase], pd.DataFrame, pd.DataFrame]:
+        cases = attack_all(
+            BEHAVIORS, attacks(pair={"streams": 1, "rounds": 1}), reached, ScoreByLength(),
+            tmp_path, max_new_tokens=3, attacker=Reached(attacker, "w"),
+        )  # fmt: skip
+        made = answer_all(cases, reached, tmp_path, max_new_tokens=3)
+        verdicts = judge_once(STRINGS, BEHAVIORS, made, tmp_path)
+        return cases, summary(BEHAVIORS, {STRINGS.name: verdicts})[0], spending(made)
+
+    for _ in range(2):
+        cases, success, spent = run()
+        assert [case.prompt == "" for case in cases] == [False, True]
+        assert success["not_attempted"][0] == 1 and spent["no prompt"][0] == 1
+    attacker.word = "nobody"
+    for _ in range(2):
+        cases, success, spent = run()
+        assert all(case.prompt for case in cases)
+        assert success["not_attempted"][0] == 0 and spent["no prompt"][0] == 0
+    attacker.word = ""  # whatever it is asked
+    with pytest.raises(InputError, match="attack 'pair': .*429"):
+        attack_all(
+            BEHAVIORS, attacks(pair={"streams": 1, "rounds": 1}), reached, ScoreByLength(),
+            tmp_path / "down", max_new_tokens=3, attacker=Reached(attacker, "w"),
+        )  # fmt: skip
+    assert not (tmp_path / "down" / "test_cases" / "pair.jsonl").exists()
+
+
+def test_what_a_judges_model_did_not_answer_is_judged_again(tmp_path: Path) -> None:
+    made = answer_all(answer_directly(BEHAVIORS), Reached(Echo(), "m"), tmp_path, max_new_tokens=3)
+    down = Broken("raises", only="explain")
+    judge = JUDGES["jailbreakbench_refusal"](down, "guard")
+    for _ in range(2):
+        verdicts = judge_once(judge, BEHAVIORS, made, tmp_path)
+        assert [v.metadata.get("outage", False) for v in verdicts] == [False, True]
+        assert verdicts[1].whole == "unparsable"
+    down.only = "nobody"
+    assert not any("error" in v.metadata for v in judge_once(judge, BEHAVIORS, made, tmp_path))
+
+
+def test_what_a_filter_withholds_is_neither_refusal_nor_compliance(tmp_path: Path) -> None:
+    class Filtered(Echo):
+        def generate(self, requests: Sequence[Request], max_new_tokens: int) -> list[Generation]:
+            return [
+                Generation("", 5, 0, "filtered") if "fruit" in r.prompt
+                else Generation("I cannot", 5, 2, "filtered") if "second" in r.prompt
+                else Generation("I'm sorry", 5, 2, "stop")
+                for r in requests
+            ]  # fmt: skip
+
+    benign = [Behavior(f"n{i}", text, "benign") for i, text in enumerate(["fruit", "second", "a"])]
+    cases = answer_directly(benign, "benign")
+    made = answer_all(cases, Reached(Filtered(), "m"), tmp_path, max_new_tokens=3)
+    assert [c.finish for c in made] == ["filtered", "filtered", "stop"]
+    assert spending(made)["no answer"][0] == 1
+    verdicts = judge_once(STRINGS, benign, made, tmp_path)
+    assert verdicts[0].whole == "unparsable" and "filter" in verdicts[0].metadata["error"]
+    refused = refusal_rates(benign, verdicts)
+    whole = refused[refused["scope"] == "whole"].iloc[0]
+    assert (whole["full"], whole["unparsable"]) == (Rate(2, 2), 1)
+    # A judge's model that is filtered has said nothing, and is not taken from its cache.
+    guard = JUDGES["jailbreakbench_refusal"](Filtered(), "guard", tmp_path / "kept")
+    (verdict,) = guard.judge_pairs([(benign[0], made[2])])
+    assert verdict.whole == "unparsable" and "filter" in str(verdict.metadata["error"])
+    assert not (tmp_path / "kept" / "jailbreakbench_refusal.jsonl").read_text()
 
 
 class TooLong(Echo):
     """Names the requests it has no room for, as vLLM does."""
 
     def generate(self, requests: Sequence[Request], max_new_tokens: int) -> list[Generation]:
-        if failed := {r: "too long" for r in requests if len(r.prompt.split()) > 999}:
+        if failed := {r: RequestError("too long") for r in requests if len(r.prompt.split()) > 999}:
             raise RequestError("too long", failed)
         return super().generate(requests, max_new_tokens)
 

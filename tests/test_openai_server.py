@@ -31,12 +31,14 @@ from r2d_core.errors import InputError
 from r2d_core.generation import (
     GENERATORS,
     OpenAIServerGenerator,
+    OutageError,
     Request,
+    RequestError,
     TransformersGenerator,
     answer_each,
     complete,
+    openai_server,
 )
-from r2d_core.generation.openai_server import ServerError
 from r2d_core.guards import load_prompt, prompt_guard
 from r2d_core.judges import JUDGES, judge_all
 from r2d_core.judges.model_judge import Reading
@@ -158,7 +160,7 @@ def by_length(raw: str) -> Reading:
 def test_a_real_server_refuses_what_is_not_standard(real: Any) -> None:
     url, name, *_ = real
     generator = OpenAIServerGenerator(name, url, dialect="vllm")
-    with pytest.raises(ServerError, match="refuses the request: .*skip_special_tokens"):
+    with pytest.raises(RequestError, match="refuses the request: .*skip_special_tokens"):
         generator.generate([Request("hello", prefill="so")], 4)
 
 
@@ -255,7 +257,7 @@ def test_what_may_pass_is_asked_again(scripted: Scripted, status: int) -> None:
     assert (made.text, made.prompt_tokens, made.response_tokens) == ("echo hello", 3, 2)
     assert len(scripted.bodies) == 4
     scripted.bodies.clear()
-    with pytest.raises(ServerError, match="refuses the request"):
+    with pytest.raises(OutageError, match="has no answer, asked 3 times"):
         OpenAIServerGenerator("m", scripted.url, retries=2).generate([Request("hello")], 4)
     assert len(scripted.bodies) == 3
 
@@ -283,7 +285,7 @@ def test_training_data_is_made_by_servers(scripted: Scripted, tmp_path: Path) ->
     made = synthesize(behaviors, server, prompt_guard(server), config)
     assert made.counts == {"kept": 1, "rejected": 1, "failed": 1, "duplicate": 0}
     reasons = [entry.get("reason") for entry in read_journal(made.journal)]
-    assert reasons[0] == UNSAFE_ANSWER and reasons[1].startswith("teacher: ServerError")
+    assert reasons[0] == UNSAFE_ANSWER and reasons[1].startswith("teacher: RequestError")
     assert reasons[2] is None
     teacher = [body for body in scripted.bodies if len(body["messages"]) == 2]
     assert {body["messages"][0]["content"] for body in teacher} == {load_prompt("teacher")}
@@ -295,7 +297,7 @@ def test_an_answer_that_takes_too_long_is_asked_for_again(scripted: Scripted) ->
     assert generator.generate([Request("hello")], 4)[0].text == "echo hello"
     scripted.slow = lambda nth: 1.0
     generator = OpenAIServerGenerator("m", scripted.url, retries=0, timeout_s=0.1)
-    with pytest.raises(ServerError, match="did not answer within timeout_s=0.1, asked 1 times"):
+    with pytest.raises(OutageError, match="did not answer within timeout_s=0.1, asked 1 times"):
         generator.generate([Request("hello")], 4)
 
 
@@ -314,7 +316,7 @@ def test_a_killed_batch_asks_nothing_twice(scripted: Scripted, tmp_path: Path) -
     scripted.script = lambda nth, body: Response(status_code=400) if nth > 3 else None
     cache = tmp_path / "answers"
     generator = OpenAIServerGenerator("m", scripted.url, cache=cache, concurrency=1)
-    with pytest.raises(ServerError):
+    with pytest.raises(RequestError):
         generator.generate(asked, 4)
     assert scripted.asked().total() == len(scripted.asked()) == 5  # each once, to the last
     refused = [body["messages"][-1]["content"] for body in scripted.bodies[3:]]
@@ -410,21 +412,123 @@ def test_wrong_model_and_address_in_one_line(scripted: Scripted) -> None:
         OpenAIServerGenerator("m", nobody, retries=0).generate([Request("hello")], 4)
     page = scripted.url.replace("/v1", "/page")
     with pytest.raises(InputError, match="base_url: .*something that is no completion"):
-        OpenAIServerGenerator("m", page).generate([Request("hello")], 4)
+        OpenAIServerGenerator("m", page, retries=0).generate([Request("hello")], 4)
 
 
-@pytest.mark.parametrize("body", [b"{}", b'{"choices": null}', b"null", b"[]", b"{"])
-def test_an_answer_that_is_no_completion(scripted: Scripted, body: bytes) -> None:
-    scripted.script = lambda nth, _: Response(body, media_type="application/json")
-    with pytest.raises(InputError, match="something that is no completion"):
+NO_COMPLETIONS: list[Any] = [
+    b"{}", b'{"choices": null}', b'{"choices": [1]}', b"null", b"[]", b"{", b"<h1>busy</h1>",
+    completion("") | {"choices": []},
+    completion("") | {"error": {"message": "overloaded", "code": 503}},
+]  # fmt: skip
+
+
+def no_completion(body: Any) -> Response:
+    if isinstance(body, dict):
+        return JSONResponse(body)
+    return HTMLResponse(body) if b"<" in body else Response(body, media_type="application/json")
+
+
+@pytest.mark.parametrize("body", NO_COMPLETIONS)
+def test_an_answer_that_is_no_completion(scripted: Scripted, body: Any) -> None:
+    """Where nothing was ever answered, the address is at fault."""
+    scripted.script = lambda nth, _: no_completion(body)
+    with pytest.raises(InputError, match="base_url: .*something that is no completion.*in /v1"):
         OpenAIServerGenerator("m", scripted.url, retries=0).generate([Request("hello")], 4)
+
+
+@pytest.mark.parametrize("body", NO_COMPLETIONS)
+def test_an_answer_that_is_no_completion_among_others(
+    scripted: Scripted, body: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is asked for again as after an outage, and costs the others nothing."""
+    monkeypatch.setattr(openai_server.anyio, "sleep", no_wait)
+    busy = 2
+    scripted.script = lambda nth, asked: (
+        no_completion(body)
+        if asked["messages"][-1]["content"] == "bad" and scripted.asked()["bad"] <= busy
+        else None
+    )
+    asked = [Request(text) for text in ("one", "bad", "two")]
+    generator = OpenAIServerGenerator("m", scripted.url, retries=2, concurrency=1)
+    assert [each.text for each in generator.generate(asked, 4)] == ["echo one", "echo bad",
+                                                                    "echo two"]  # fmt: skip
+    assert scripted.asked() == {"one": 1, "bad": 3, "two": 1}
+    busy = 100
+    one, bad, two = answer_each(generator, asked, 4)
+    assert (one.text, two.text) == ("echo one", "echo two")
+    assert isinstance(bad, OutageError)
+    assert "no completion" in str(bad) and "asked 3 times" in str(bad) and "/v1 " in str(bad)
+    assert "base_url" not in str(bad) and "usually" not in str(bad)
+
+
+async def no_wait(seconds: float) -> None:
+    """In place of a sleep."""
+
+
+def test_a_server_that_is_gone_is_an_outage_where_it_has_answered(scripted: Scripted) -> None:
+    generator = OpenAIServerGenerator("m", scripted.url, retries=0)
+    assert generator.generate([Request("one")], 4)[0].text == "echo one"
+    generator.base_url = f"http://127.0.0.1:{free_port()}/v1"
+    with pytest.raises(OutageError, match="no server answers at") as raised:
+        generator.generate([Request("two")], 4)
+    assert "base_url" not in str(raised.value)
+
+
+def test_what_is_refused_and_what_fails_are_told_apart(scripted: Scripted) -> None:
+    statuses = {"long": 400, "large": 413, "odd": 422, "down": 500, "busy": 429}
+    scripted.script = lambda nth, body: (
+        Response(status_code=status, headers=SOON)
+        if (status := statuses.get(body["messages"][-1]["content"]))
+        else None
+    )
+    generator = OpenAIServerGenerator("m", scripted.url, retries=1)
+    asked = [Request(text) for text in ("fine", *statuses)]
+    made = answer_each(generator, asked, 4)
+    assert [type(each).__name__ for each in made] == [
+        "Generation", "RequestError", "RequestError", "RequestError", "OutageError", "OutageError",
+    ]  # fmt: skip
+    assert scripted.asked() == {"fine": 1, "long": 1, "large": 1, "odd": 1, "down": 2, "busy": 2}
+    with pytest.raises(OutageError) as raised:
+        generator.generate(asked, 4)
+    assert "\x1b" not in OutageError("a\x1b[2Jb")._render_traceback_()[0]
+    assert len(raised.value._render_traceback_()) == 1
+
+
+def test_content_in_parts_is_their_text(scripted: Scripted) -> None:
+    parts: Any = [{"type": "text", "text": "one "}, {"type": "text", "text": "two"}]
+    scripted.script = lambda nth, body: JSONResponse(completion(parts))
+    generator = OpenAIServerGenerator("m", scripted.url, retries=0)
+    assert generator.generate([Request("hello")], 4)[0].text == "one two"
+    parts.append({"type": "image_url", "image_url": {}})
+    with pytest.raises(RequestError, match="content that is no text"):
+        generator.generate([Request("hello")], 4)
+
+
+def test_what_a_filter_withholds_is_said(scripted: Scripted) -> None:
+    answer = completion("")
+    answer["choices"][0]["finish_reason"] = "content_filter"
+    answer["choices"][0]["message"]["content"] = None
+    scripted.script = lambda nth, body: JSONResponse(answer)
+    (made,) = OpenAIServerGenerator("m", scripted.url).generate([Request("hello")], 4)
+    assert (made.text, made.finish) == ("", "filtered")
+
+
+def test_a_lone_surrogate_enters_and_leaves_as_what_it_is_not(
+    scripted: Scripted, tmp_path: Path
+) -> None:
+    body = json.dumps(completion("a \ud800 b 😀"))
+    scripted.script = lambda nth, _: Response(body, media_type="application/json")
+    generator = OpenAIServerGenerator("m", scripted.url, retries=0, cache=tmp_path)
+    (made,) = generator.generate([Request("why \udfff ?", history=(("\ud800", "b"),))], 4)
+    assert made.text == "a \ufffd b 😀"
+    (sent,) = scripted.bodies
+    assert [m["content"] for m in sent["messages"]] == ["\ufffd", "b", "why \ufffd ?"]
 
 
 ONE_IS_REFUSED = {
     "flagged": (403, {"error": {"message": "input was flagged"}}),
     "flagged by m": (400, {"error": {"message": "input was flagged by m"}}),
     "blocked": (200, {"error": {"message": "blocked", "code": 403}}),
-    "no choices": (200, completion("") | {"choices": []}),
     "finish_reason 'content_filter'": (
         200,
         completion("") | {"choices": [{"index": 0, "finish_reason": "content_filter",
@@ -448,7 +552,7 @@ def test_a_refused_request_costs_the_others_nothing(scripted: Scripted, said: st
     assert [getattr(each, "text", "none") for each in made] == [
         "echo one", "echo two", "none", "echo three", "echo two",
     ]  # fmt: skip
-    assert isinstance(made[2], ServerError) and said in str(made[2])
+    assert isinstance(made[2], RequestError) and said in str(made[2])
     assert scripted.asked() == {"one": 1, "two": 1, "bad": 1, "three": 1}
     generator.generate(asked[:1], 4)  # asked later once more, it is asked anew
     assert scripted.asked()["one"] == 2
@@ -460,7 +564,7 @@ def test_behind_a_defence_the_others_are_not_asked_twice_either(scripted: Script
     )
     defended = SelfReminder(OpenAIServerGenerator("m", scripted.url, retries=0))
     made = answer_each(defended, [Request(text) for text in ("one", "bad", "two")], 4)
-    assert [isinstance(each, ServerError) for each in made] == [False, True, False]
+    assert [isinstance(each, RequestError) for each in made] == [False, True, False]
     assert sorted(scripted.asked().values()) == [1, 1, 2]  # what failed is tried once more
 
 

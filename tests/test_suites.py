@@ -299,6 +299,8 @@ def test_any_artifact_is_written_as_it_was_read(tmp_path_factory, rows):
 
 
 @example(rows=[("", "", "")], suite="advbench", ends="\r\n", mark=False, called="0\n0", place=0)
+@example(rows=[("", "", "")], suite="advbench", ends="\n", mark=False, called="0\r0", place=2)
+@example(rows=[("", "", "x")], suite="xstest", ends="\n", mark=False, called="label", place=2)
 @given(
     rows=st.lists(st.tuples(TEXT, TEXT, TEXT), max_size=5),
     suite=st.sampled_from(sorted(TABLES)),
@@ -330,6 +332,8 @@ def test_any_table_is_written_as_it_was_read(
                 row[fields["id"]] = f"id {number}"
             if suite == "jailbreakbench":
                 row["Index"] = str(number)
+            if (suite, called) == ("xstest", "label"):
+                row["label"] = "Unsafe" if two else " safe"
             writer.writerow(row)
     behaviors = read_behaviors(path)
     assert [b.prompt for b in behaviors] == [f"prompt {prompt}" for prompt, _, _ in rows]
@@ -434,6 +438,10 @@ def test_a_table_from_records_made_elsewhere(tmp_path):
         ("goal,target\n ,y\n", "f.csv:2: the prompt or the id is empty"),
         ("goal,goal,target\na,b,c\n", "f.csv:1: a column occurs twice"),
         ("id,prompt,type\n1,a,b\n1,c,d\n", "f.csv:3: the id '1' stands in line 2 already"),
+        (
+            "id,prompt,type,label\n1,a,b,safe\n2,a,b,Usafe\n",
+            "f.csv:3: label 'Usafe': expected safe",
+        ),
         ('{"a": ["p"]}', "f.csv: expected behaviors, found test cases of HarmBench"),
     ],
 )
@@ -441,6 +449,21 @@ def test_a_table_that_is_none_is_named(tmp_path, content, message):
     (tmp_path / "f.csv").write_text(content)
     with pytest.raises(InputError, match=message):
         read_behaviors(tmp_path / "f.csv")
+
+
+def test_labels_of_xstest_are_read_in_any_case(tmp_path):
+    (tmp_path / "f.csv").write_text("id,prompt,type,label\n1,a,b,Unsafe\n2,c,b, SAFE\n3,d,b,\n")
+    assert [b.kind for b in read_behaviors(tmp_path / "f.csv")] == ["harmful", "benign", "benign"]
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_a_table_in_another_encoding_is_named_as_that(tmp_path, encoding):
+    (tmp_path / "f.csv").write_text("goal,target\nmake a café,Sure\n", encoding=encoding)
+    with pytest.raises(InputError, match=r"f.csv:\d+: expected UTF-8 text, found byte .*; save the file as"):
+        read_behaviors(tmp_path / "f.csv")
+    (tmp_path / "f.jsonl").write_text('{"id": "a", "prompt": "café"}\n', encoding="latin-1")
+    with pytest.raises(InputError, match="f.jsonl:1: expected one JSON object a line"):
+        read_behaviors(tmp_path / "f.jsonl")
 
 
 def test_our_lines_are_still_ours(tmp_path):

@@ -261,7 +261,7 @@ class TooLong(Scripted):
     """Has no room for what says so."""
 
     def generate(self, requests: Sequence[Request], max_new_tokens: int) -> list[Generation]:
-        if failed := {r: "too long" for r in requests if "too long" in r.prompt}:
+        if failed := {r: RequestError("too long") for r in requests if "too long" in r.prompt}:
             raise RequestError("too long", failed)
         return super().generate(requests, max_new_tokens)
 

@@ -11,9 +11,10 @@ import torch
 from tiny_models import tiny_model, tiny_tokenizer
 from transformers import GenerationConfig
 
+from r2d_core import cost
 from r2d_core.cost import answer_costs
 from r2d_core.errors import InputError
-from r2d_core.generation import Generation, Request, TransformersGenerator
+from r2d_core.generation import Generation, OutageError, Request, TransformersGenerator
 from r2d_core.pivots import expand_vocabulary
 from r2d_core.records import Behavior
 from r2d_core.tokenization import encode_prompt
@@ -285,6 +286,26 @@ def test_costs_are_told_apart_by_kind():
     assert generator.asked[-1] == [about.request] == ["a page\n\n---\n\nbad four"]
     with pytest.raises(InputError, match="at least one behavior"):
         answer_costs(generator, [], 64)
+
+
+def test_what_failed_takes_no_time_of_what_is_answered(monkeypatch):
+    """Retries of a request that fails are waited for in the same batch."""
+    clock = [0.0]
+    monkeypatch.setattr(cost.time, "perf_counter", lambda: clock[0])
+
+    class Busy:
+        def generate(self, requests, max_new_tokens):
+            lost = {r: OutageError("429") for r in requests if "busy" in r.prompt}
+            clock[0] += 30.0 if lost else 0.5 * len(requests)
+            if lost:
+                raise OutageError("429", lost)
+            return [Generation("so", 1, 1, "stop") for _ in requests]
+
+    behaviors = [Behavior(text, text) for text in ("one", "busy", "two")]
+    (found,) = answer_costs(Busy(), behaviors, 4)
+    assert (found.n, found.seconds) == (2, 0.5)
+    with pytest.raises(InputError, match="the model answers nothing at all: 429"):
+        answer_costs(Busy(), behaviors[1:2], 4)
 
 
 def test_costs_of_a_real_generator():

@@ -38,7 +38,6 @@ from r2d_core.generation import (
     complete,
 )
 from r2d_core.generation.encoding import encode_request, stop_ids_of
-from r2d_core.generation.openai_server import ServerError
 from r2d_core.judges import JUDGES, ModelJudge, install_judge_template, judge_all
 from r2d_core.pivots import RETHINK, SAFE, UNSAFE, expand_vocabulary
 from r2d_core.reach import make_judges, reach
@@ -357,7 +356,7 @@ def test_its_server_given_messages_keeps_pivots_and_continues_a_prefill(
 def test_its_servers_refusals(server: str) -> None:
     with pytest.raises(InputError, match="unknown model 'tini', did you mean 'tiny'"):
         OpenAIServerGenerator("tini", server).generate([Request("hello")], 4)
-    with pytest.raises(ServerError, match="refuses the request: .*256"):
+    with pytest.raises(RequestError, match="refuses the request: .*256"):
         OpenAIServerGenerator("tiny", server).generate([Request("hello " * 300)], 4)
 
 

@@ -14,8 +14,13 @@ What every attack keeps to:
   that it began with), and where a generator answers other behaviors beside, or what was left of a
   batch when a run was killed.
 - A model, attacker or judge that raises ends nothing: ``metadata["errors"]`` of the test case says
-  what was raised at which query, and the attack goes on. Only InputError, a mistake in what the
-  attack was given, is passed on.
+  what was raised at which query, and the attack goes on. Where it was no `RequestError`, the model
+  may answer another time: ``metadata["outage"]``, and the evaluation attacks the behavior again
+  (but for GCG and random search, which the answers can only end sooner).
+- A behavior for which nothing came of it (an attacker that writes nothing readable, no answer but
+  outages) has no prompt and ``metadata["missing"]``: it was not attempted. Where outages left
+  nothing of all behaviors, or of three in a row, that is an InputError; beside it only a mistake in
+  what the attack was given is one, and ends the run.
 - An attack that looks at answers leaves in ``metadata["queries_to_jailbreak"]`` the number of the
   first query (from 1) that the judge scored a success, or None: JailbreakBench's name. With
   ``TestCase.queries``, all that were spent, it makes the curve of success against budget.

@@ -24,10 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from tqdm.auto import tqdm
-
 from r2d_core.attacks.attack import (
-    BAR,
     Material,
     Target,
     at_least,
@@ -38,7 +35,7 @@ from r2d_core.attacks.attack import (
 )
 from r2d_core.attacks.gradient import response_ids
 from r2d_core.attacks.journal import Journal
-from r2d_core.attacks.queries import Failure, Search, ask, put, try_response
+from r2d_core.attacks.queries import Failure, Search, ask, attack_each, put, try_response
 from r2d_core.errors import InputError
 from r2d_core.generation import Request
 from r2d_core.records import Behavior, TestCase
@@ -86,10 +83,9 @@ class AutoDAN:
             known_of(behavior, "target", self.name)
         journal = journal_of(self, behaviors, target, seed, material.wrappers)
         target = recorded_in(journal, target)
-        return [
-            self._attack(behavior, target, material, seed, journal)
-            for behavior in tqdm(behaviors, self.name, unit="behavior", **BAR)
-        ]
+        return attack_each(
+            self.name, behaviors, lambda each: self._attack(each, target, material, seed, journal)
+        )
 
     def _attack(
         self, behavior: Behavior, target: Target, material: Material, seed: int, journal: Journal
@@ -120,6 +116,7 @@ class AutoDAN:
                 break
             templates = self._next(templates, fitness, search, target, rng)
         search.prompt = written(best, behavior)
+        search.scored |= math.isfinite(lowest)
         search.notes |= {"losses": losses}
         return search.case()
 

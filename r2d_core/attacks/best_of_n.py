@@ -19,7 +19,7 @@ from typing import ClassVar
 from tqdm.auto import tqdm
 
 from r2d_core.attacks.attack import BAR, Material, Target, at_least, recorded
-from r2d_core.attacks.queries import Search, put
+from r2d_core.attacks.queries import Search, check_up, put
 from r2d_core.errors import InputError
 from r2d_core.generation import Request
 from r2d_core.records import Behavior, TestCase
@@ -70,7 +70,9 @@ class BestOfN:
                 if search.score > score:
                     search.notes["temperature"] = request.temperature
                     search.notes["sampling_seed"] = request.seed
-        return [search.case() for search in searches]
+        cases = [search.case() for search in searches]
+        check_up(self.name, cases)
+        return cases
 
 
 def augment(text: str, sigma: float, rng: random.Random) -> str:

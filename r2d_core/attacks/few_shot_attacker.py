@@ -17,12 +17,9 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
-
-from tqdm.auto import tqdm
+from typing import Any, ClassVar
 
 from r2d_core.attacks.attack import (
-    BAR,
     Material,
     Target,
     at_least,
@@ -32,9 +29,9 @@ from r2d_core.attacks.attack import (
     require_model,
 )
 from r2d_core.attacks.gradient import response_ids
-from r2d_core.attacks.journal import Journal
+from r2d_core.attacks.journal import Journal, digest
 from r2d_core.attacks.prompts import attacker_of
-from r2d_core.attacks.queries import Failure, ask, try_response
+from r2d_core.attacks.queries import Failure, ask, attack_each, no_attack, try_response
 from r2d_core.attacks.zero_shot import first_line, question, test_case_text
 from r2d_core.generation import Request
 from r2d_core.records import Behavior, TestCase
@@ -51,8 +48,8 @@ class FewShotAttacker:
         temperature: of the attacker.
         attacker_tokens: length of what it writes.
 
-    What fails costs its prompt and a line in ``metadata["errors"]``; where nothing is written, the
-    test case is the behavior's own prompt.
+    What fails costs its prompt and a line in ``metadata["errors"]``; where nothing is written there
+    is no prompt, and ``metadata["missing"]``.
     """
 
     name: ClassVar[str] = "few_shot_attacker"
@@ -77,31 +74,33 @@ class FewShotAttacker:
             known_of(behavior, "target", self.name)
         journal = journal_of(self, behaviors, target, seed)
         target = recorded_in(journal, target)
-        return [
-            self._attack(behavior, target, seed, journal)
-            for behavior in tqdm(behaviors, self.name, unit="behavior", **BAR)
-        ]
+        return attack_each(
+            self.name, behaviors, lambda each: self._attack(each, target, seed, journal)
+        )
 
     def _attack(self, behavior: Behavior, target: Target, seed: int, journal: Journal) -> TestCase:
         rng = random.Random(f"few-shot-attacker-{seed}-{behavior.id}")
         written: list[tuple[str, float]] = []  # what the attacker wrote, and its loss
-        errors: list[str] = []
+        failures: list[Failure] = []
         for number in range(1 + self.rounds):
-            lines = self._lines(behavior, target, written if number else [], rng, errors)
-            key = f"losses-{behavior.id}-{number}"
+            lines = self._lines(behavior, target, written if number else [], rng, failures)
+            # By the lines: others are written where the attacker failed at some before.
+            key = f"losses-{behavior.id}-{number}-{digest(repr(lines))}"
             if not journal.entries(key):
                 journal.add((key, [self._loss(behavior, target, line) for line in lines]))
             for line, (loss, error) in zip(lines, journal.entries(key)[0], strict=True):
                 written.append((line, loss))
-                errors += [error] if error else []
-        prompt, losses = behavior.request, [loss for _, loss in written]
-        if written:
-            best = min(range(len(losses)), key=losses.__getitem__)
-            prompt = test_case_text(behavior, written[best][0])
-        metadata = {
+                failures += [Failure(error)] if error else []
+        losses = [loss for _, loss in written]
+        metadata: dict[str, Any] = {
             "losses": [loss if math.isfinite(loss) else None for loss in losses],
-            **({"errors": errors} if errors else {}),
+            **({"errors": [each.error for each in failures]} if failures else {}),
+            **({"outage": True} if any(each.outage for each in failures) else {}),
         }
+        if not written:
+            return no_attack(behavior.id, self.name, **metadata)
+        best = min(range(len(losses)), key=losses.__getitem__)
+        prompt = test_case_text(behavior, written[best][0])
         return TestCase(behavior.id, self.name, prompt, queries=len(written), metadata=metadata)
 
     def _lines(
@@ -110,7 +109,7 @@ class FewShotAttacker:
         target: Target,
         written: Sequence[tuple[str, float]],
         rng: random.Random,
-        errors: list[str],
+        failures: list[Failure],
     ) -> list[str]:
         """What the attacker writes in one round, after examples of ``written`` where it has any."""
         asked, begun = question(behavior)
@@ -129,11 +128,11 @@ class FewShotAttacker:
         lines = []
         for answer in ask(attacker_of(target, self.name), requests, self.attacker_tokens):
             if isinstance(answer, Failure):
-                errors.append(answer.error)
+                failures.append(answer)
             elif line := first_line(answer.text):
                 lines.append(line)
             else:
-                errors.append("the attacker wrote nothing")
+                failures.append(Failure("the attacker wrote nothing"))
         return lines
 
     def _examples(self, written: Sequence[tuple[str, float]], rng: random.Random) -> list[str]:

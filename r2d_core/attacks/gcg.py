@@ -62,7 +62,7 @@ from r2d_core.attacks.gradient import (
     written_suffix,
 )
 from r2d_core.attacks.journal import Journal
-from r2d_core.attacks.queries import Failure, Search, put
+from r2d_core.attacks.queries import Failure, Search, check_up, no_attack, put
 from r2d_core.errors import InputError
 from r2d_core.generation import Request
 from r2d_core.pivots import SAFE, THINK_OPEN
@@ -133,6 +133,7 @@ class GCGResult:
             "losses": [s.loss if math.isfinite(s.loss) else None for s in self.steps],
             "step_ids": [step.ids for step in self.steps],
             "step_flops": [step.flops for step in self.steps],
+            **({"outage": True} if self.stopped else {}),
             "suffix_ids": self.chosen.ids,
             "matched": self.chosen.matched,
             "flops": sum(step.flops for step in self.steps),
@@ -201,8 +202,8 @@ class GCG:
             except InputError:
                 raise
             except Exception as raised:
-                failed = {"errors": [Failure.of(raised).error]}
-                cases += [TestCase(b.id, self.name, b.request, metadata=failed) for b in some]
+                errors = [Failure.of(raised).error]
+                cases += [no_attack(b.id, self.name, errors=errors, outage=True) for b in some]
                 continue
             metadata = result.metadata()
             if self.judge_every:
@@ -214,6 +215,7 @@ class GCG:
                         behavior.id, self.name, prompt, queries=result.queries, metadata=metadata
                     )
                 )
+        check_up(self.name, cases)
         return cases
 
     def optimise(

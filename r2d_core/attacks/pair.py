@@ -5,9 +5,9 @@
 the target's last answer and its score and writes the next prompt, as JSON; the search ends at the
 first success. Differences: the score is the target's judge's, brought to 1–10 (the paper asks a
 model for it); a reply that is no JSON, counted in ``metadata["unreadable"]``, is asked for again up
-to ``attempts`` times with another sampling seed and then costs the stream its round; the JSON is
-not begun for the attacker; the worked jailbreaks in the system prompts are left out (see
-prompts/README.md).
+to ``attempts`` times with another sampling seed and then costs the stream its round (a behavior for
+which no reply could be read has no prompt, ``metadata["missing"]``); the JSON is not begun for the
+attacker; the worked jailbreaks in the system prompts are left out (see prompts/README.md).
 """
 
 from __future__ import annotations
@@ -16,12 +16,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from tqdm.auto import tqdm
-
-from r2d_core.attacks.attack import BAR, Material, Target, at_least, recorded
+from r2d_core.attacks.attack import Material, Target, at_least, recorded
 from r2d_core.attacks.gradient import seed_of
 from r2d_core.attacks.prompts import attacker_of, out_of_ten, prompt_text, written_prompt
-from r2d_core.attacks.queries import Failure, Search, ask, put
+from r2d_core.attacks.queries import Failure, Search, ask, attack_each, put
 from r2d_core.generation import Request
 from r2d_core.records import Behavior, TestCase
 
@@ -134,10 +132,7 @@ class PAIR:
     ) -> list[TestCase]:
         attacker_of(target, self.name)
         target = recorded(self, behaviors, target, seed)
-        return [
-            self._attack(behavior, target, seed)
-            for behavior in tqdm(behaviors, self.name, unit="behavior", **BAR)
-        ]
+        return attack_each(self.name, behaviors, lambda each: self._attack(each, target, seed))
 
     def _attack(self, behavior: Behavior, target: Target, seed: int) -> TestCase:
         search = Search(behavior, self.name, self.enough)

@@ -26,11 +26,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import ClassVar
 
-from tqdm.auto import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from r2d_core.attacks.attack import (
-    BAR,
     Material,
     Target,
     at_least,
@@ -41,7 +39,7 @@ from r2d_core.attacks.attack import (
 from r2d_core.attacks.gcg import reasoning_plan, safe_pivot
 from r2d_core.attacks.gradient import joined, response_ids, text_tokens
 from r2d_core.attacks.journal import Journal
-from r2d_core.attacks.queries import Search, put, try_response
+from r2d_core.attacks.queries import Search, attack_each, put, try_response
 from r2d_core.errors import InputError
 from r2d_core.generation import Request
 from r2d_core.pivots import THINK_OPEN
@@ -106,10 +104,9 @@ class RandomSearch:
         for behavior in behaviors:  # what one lacks is said before any is attacked
             self.aim(behavior, target.tokenizer)
         journal = journal_of(self, behaviors, target, seed)
-        return [
-            self._attack(behavior, target, seed, journal)
-            for behavior in tqdm(behaviors, self.name, unit="behavior", **BAR)
-        ]
+        return attack_each(
+            self.name, behaviors, lambda each: self._attack(each, target, seed, journal)
+        )
 
     def _attack(self, behavior: Behavior, target: Target, seed: int, journal: Journal) -> TestCase:
         tokenizer = target.tokenizer

@@ -16,7 +16,7 @@ from typing import ClassVar
 from tqdm.auto import tqdm
 
 from r2d_core.attacks.attack import BAR, Material, Target, at_least, no_rewrite, recorded
-from r2d_core.attacks.queries import Search, put
+from r2d_core.attacks.queries import Search, check_up, put
 from r2d_core.errors import InputError
 from r2d_core.generation import Request
 from r2d_core.records import Behavior, TestCase
@@ -54,4 +54,6 @@ class Refinement:
                 for search in running
             ]
             put(running, [Request(prompt) for prompt in prompts], target)
-        return [search.case() for search in searches]
+        cases = [search.case() for search in searches]
+        check_up(self.name, cases)
+        return cases

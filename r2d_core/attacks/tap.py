@@ -18,13 +18,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from tqdm.auto import tqdm
-
-from r2d_core.attacks.attack import BAR, Material, Target, at_least, recorded
+from r2d_core.attacks.attack import Material, Target, at_least, recorded
 from r2d_core.attacks.gradient import seed_of
 from r2d_core.attacks.pair import Conversation, attacker_conversation, write_prompts
 from r2d_core.attacks.prompts import attacker_of, prompt_text
-from r2d_core.attacks.queries import Failure, Search, ask, put
+from r2d_core.attacks.queries import Failure, Search, ask, attack_each, put
 from r2d_core.generation import Request
 from r2d_core.records import Behavior, TestCase
 
@@ -61,10 +59,7 @@ class TAP:
     ) -> list[TestCase]:
         attacker_of(target, self.name)
         target = recorded(self, behaviors, target, seed)
-        return [
-            self._attack(behavior, target, seed)
-            for behavior in tqdm(behaviors, self.name, unit="behavior", **BAR)
-        ]
+        return attack_each(self.name, behaviors, lambda each: self._attack(each, target, seed))
 
     def _attack(self, behavior: Behavior, target: Target, seed: int) -> TestCase:
         search = Search(behavior, self.name, self.enough)

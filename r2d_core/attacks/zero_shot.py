@@ -12,7 +12,7 @@ from typing import ClassVar
 
 from r2d_core.attacks.attack import Material, Target, at_least, recorded
 from r2d_core.attacks.prompts import attacker_of, prompt_text
-from r2d_core.attacks.queries import Failure, ask
+from r2d_core.attacks.queries import Failure, ask, check_up, no_attack
 from r2d_core.generation import Request
 from r2d_core.records import Behavior, TestCase
 from r2d_core.records.jsonl import CONTEXT
@@ -27,8 +27,8 @@ class ZeroShot:
     """One prompt a behavior, drawn at ``temperature``; the target itself is not asked.
 
     A behavior with a context (``metadata["ContextString"]``) gets the contextual prompt, and its
-    context before the test case, as in HarmBench. Where the attacker fails or writes nothing, the
-    test case is the behavior's own prompt and ``metadata["errors"]`` says so.
+    context before the test case, as in HarmBench. Where the attacker fails or writes nothing there
+    is no prompt: ``metadata["missing"]``, and ``metadata["errors"]`` says why.
     """
 
     name: ClassVar[str] = "zero_shot"
@@ -51,15 +51,15 @@ class ZeroShot:
         for behavior, answer in zip(
             behaviors, ask(attacker, requests, self.attacker_tokens), strict=True
         ):
-            prompt, errors = behavior.request, []
             if isinstance(answer, Failure):
-                errors = [answer.error]
+                lost = {"outage": True} if answer.outage else {}
+                cases.append(no_attack(behavior.id, self.name, 1, errors=[answer.error], **lost))
             elif line := first_line(answer.text):
-                prompt = test_case_text(behavior, line)
+                cases.append(TestCase(behavior.id, self.name, test_case_text(behavior, line)))
             else:
-                errors = ["the attacker wrote nothing"]
-            metadata = {"errors": errors} if errors else {}
-            cases.append(TestCase(behavior.id, self.name, prompt, metadata=metadata))
+                said = ["the attacker wrote nothing"]
+                cases.append(no_attack(behavior.id, self.name, 1, errors=said))
+        check_up(self.name, cases)
         return cases
 
 

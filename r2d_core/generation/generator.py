@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -20,7 +21,7 @@ class Request:
     temperature, whole vocabulary, by ``seed``: the same request has the same answer, whatever is
     asked beside it. ``history`` holds earlier turns, each (user, assistant), the oldest first.
 
-    Raises InputError for a temperature that is negative or not finite.
+    Its texts are `encodable`. Raises InputError for a temperature that is negative or not finite.
     """
 
     prompt: str
@@ -31,6 +32,10 @@ class Request:
     history: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
+        for name in ("prompt", "system", "prefill"):
+            object.__setattr__(self, name, encodable(getattr(self, name)))
+        turns = tuple((encodable(user), encodable(model)) for user, model in self.history)
+        object.__setattr__(self, "history", turns)
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise InputError(
                 f"Request temperature: expected 0 (greedy) or more, got {self.temperature!r}"
@@ -41,27 +46,47 @@ class Request:
 class Generation:
     """What the model wrote after the request and its prefill.
 
-    ``text`` keeps pivot and think tokens and leaves out the end of turn; ``finish`` is "length"
-    when the token limit cut it off. Token counts leave the prefill to the prompt and count the end
+    ``text`` keeps pivot and think tokens and leaves out the end of turn, and is `encodable`;
+    ``finish`` is "length" when the token limit cut it off, "filtered" when a provider's filter
+    withheld the rest of it, or all. Token counts leave the prefill to the prompt and count the end
     of turn as a response token.
     """
 
     text: str
     prompt_tokens: int
     response_tokens: int
-    finish: Literal["stop", "length"]
+    finish: Literal["stop", "length", "filtered"]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", encodable(self.text))
 
 
-class RequestError(RuntimeError):
-    """Single requests cannot be answered (too long, refused, given up), while others may be.
+def encodable(text: str) -> str:
+    """The text with U+FFFD for lone surrogates, which JSON can hold and no UTF-8 and no page."""
+    return text if text.isascii() else re.sub("[\ud800-\udfff]", "\ufffd", text)
 
-    ``failed`` says of which, and why: the rest can be asked again without them. What is wrong with
-    the generator itself, and so with every request, is an InputError.
+
+class FailedRequests(RuntimeError):
+    """Some requests have no answer, while others may have one.
+
+    ``failed`` says which, each with what it would raise by itself: the rest can be asked again
+    without them. What is wrong with every request (an address, a key) is an InputError.
     """
 
-    def __init__(self, message: str, failed: Mapping[Request, str] | None = None) -> None:
+    def __init__(self, message: str, failed: Mapping[Request, Exception] | None = None) -> None:
         super().__init__(message)
         self.failed = dict(failed or {})
+
+    def _render_traceback_(self) -> list[str]:  # one line, as of an InputError
+        return [f"{type(self).__name__}: {InputError(self)}"]
+
+
+class RequestError(FailedRequests):
+    """The request is the reason (too long, refused): it would fail again."""
+
+
+class OutageError(FailedRequests):
+    """The generator is the reason (down, overloaded, too slow): asked later, it may answer."""
 
 
 def sampling_seed(request: Request) -> int:
@@ -82,7 +107,7 @@ def answer_each(
 ) -> list[Generation | Exception]:
     """The answers in the order of the requests, and what was raised in place of one.
 
-    Where a batch raises, those that it names (`RequestError`) are left out and the rest is asked;
+    Where a batch raises, those that it names (`FailedRequests`) are left out and the rest is asked;
     where it names none, the requests are put one by one. InputError is passed on.
     """
     if not requests:
@@ -97,13 +122,12 @@ def answer_each(
     except Exception as raised:
         if len(requests) == 1:
             return [raised]
-        failed = raised.failed if isinstance(raised, RequestError) else {}
-        kind = type(raised)
+        failed = raised.failed if isinstance(raised, FailedRequests) else {}
     left = [request for request in requests if request not in failed]
     if len(left) == len(requests):  # a defence asks other requests than it is asked
         return [answer for r in requests for answer in answer_each(generator, [r], max_new_tokens)]
     rest = iter(answer_each(generator, left, max_new_tokens))
-    return [kind(failed[r]) if r in failed else next(rest) for r in requests]
+    return [failed[r] if r in failed else next(rest) for r in requests]
 
 
 def complete(

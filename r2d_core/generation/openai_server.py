@@ -17,7 +17,14 @@ from tqdm.auto import tqdm
 from r2d_core.checking import unknown
 from r2d_core.errors import InputError
 from r2d_core.generation.encoding import decode_answer, encode_request, stop_ids_of
-from r2d_core.generation.generator import Generation, Request, RequestError, sampling_seed
+from r2d_core.generation.generator import (
+    FailedRequests,
+    Generation,
+    OutageError,
+    Request,
+    RequestError,
+    sampling_seed,
+)
 from r2d_core.pivots import THINK_CLOSE, THINK_OPEN
 from r2d_core.records import write_text_atomic
 
@@ -31,11 +38,18 @@ KEEP_SPECIAL = {"skip_special_tokens": False, "spaces_between_special_tokens": F
 WHOLE_SOFTMAX = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 
 
-class ServerError(RequestError):
-    """The server has no answer to single requests: refused, filtered, or failing after all retries.
+FINISHES: dict[Any, Literal["length", "filtered"]] = {
+    "length": "length",
+    "content_filter": "filtered",
+}
 
-    What it answered beside them is kept: asked again without them, the batch costs nothing more.
-    """
+
+class _NoServer(OutageError):
+    """Nothing was there that speaks the API: the address's fault where nothing ever was."""
+
+
+class _NoCompletion(_NoServer):
+    """An answer that is no completion: a gateway's page, a body cut off."""
 
 
 class OpenAIServerGenerator:
@@ -54,7 +68,8 @@ class OpenAIServerGenerator:
       to the last those of a local generator; a user's text forges nothing.
 
     A reasoning that the server hands over apart from the answer is put back before it, between
-    `<think>` and `</think>`. Token counts are the server's, 0 where it gives none.
+    `<think>` and `</think>`. Token counts are the server's, 0 where it gives none; ``finish`` is
+    "filtered" where its content filter withheld the answer or cut it off.
 
     Args:
         model: name under which the server knows the model.
@@ -65,8 +80,9 @@ class OpenAIServerGenerator:
             does not notice another model under the same name: give each its own folder.
         api_key_variable: name of the environment variable with the key, where one is needed.
         concurrency: requests under way at one time.
-        retries: how often one request is asked again after 408, 409, 429, 5xx, a timeout or a lost
-            connection; waits double from half a second to eight, or are what the server says.
+        retries: how often one request is asked again after 408, 409, 429, 5xx, a timeout, a lost
+            connection or an answer that is no completion; waits double from half a second to eight,
+            or are what the server says.
         timeout_s: seconds to wait for one answer.
 
     Raises InputError for an unknown dialect, a base_url without http(s), a tokenizer without the
@@ -114,6 +130,7 @@ class OpenAIServerGenerator:
         self.timeout_s = timeout_s
         self.stop_ids = [] if tokenizer is None else stop_ids_of(tokenizer, None)
         self._unread: dict[str, Generation] = {}  # of batches in which others have failed
+        self._answered = False  # ever: the address is right, then
         if cache is not None:
             cache.mkdir(parents=True, exist_ok=True)
 
@@ -126,13 +143,14 @@ class OpenAIServerGenerator:
 
         Raises InputError, naming the parameter, when there is no server, no such model or the key
         is refused, and for a prefill that the dialect cannot express: that ends the batch, and what
-        was answered until then is in the cache. Raises `ServerError`, after all are asked, for the
-        requests that the server refuses or fails at.
+        was answered until then is in the cache. Raises, after all are asked, `OutageError` where
+        the server fails at some after all retries, and `RequestError` where it but refuses some;
+        what it answered beside them is kept: asked again without them, it costs nothing more.
         """
         bodies = [self._body(request, max_new_tokens) for request in requests]
         questions = dict(zip(map(self._name, bodies), bodies, strict=True))
         answers = {name: made for name in questions if (made := self._known(name)) is not None}
-        errors: dict[str, str] = {}
+        errors: dict[str, FailedRequests] = {}
         missing = {name: body for name, body in questions.items() if name not in answers}
         with tqdm(total=len(questions), initial=len(answers), disable=not progress) as bar:
             bar.set_description("generate")
@@ -145,7 +163,9 @@ class OpenAIServerGenerator:
             self._unread |= answers
             named = zip(requests, map(self._name, bodies), strict=True)
             failed = {request: errors[name] for request, name in named if name in errors}
-            raise ServerError(next(iter(failed.values())), failed)
+            outages = [each for each in failed.values() if isinstance(each, OutageError)]
+            kind = OutageError if outages else RequestError
+            raise kind(str([*outages, *failed.values()][0]), failed)
         return [answers[self._name(body)] for body in bodies]
 
     def _body(self, request: Request, max_new_tokens: int) -> dict[str, Any]:
@@ -186,7 +206,7 @@ class OpenAIServerGenerator:
         self,
         questions: dict[str, dict[str, Any]],
         answers: dict[str, Generation],
-        errors: dict[str, str],
+        errors: dict[str, FailedRequests],
         bar: Any,
     ) -> None:
         """Fill ``answers`` and, for single requests that fail, ``errors``; raise what ends all."""
@@ -209,13 +229,22 @@ class OpenAIServerGenerator:
                 async with limit:
                     try:
                         made = await self._ask(client, body)
-                    except ServerError as error:
-                        errors[name] = str(error)
+                    except _NoServer as error:
+                        if self._answered or answers:
+                            errors[name] = OutageError(str(error))
+                        else:
+                            mend = "start it, or correct the address, which usually ends in /v1"
+                            fatal.append(InputError(f"base_url: {error}; {mend}"))
+                            tasks.cancel_scope.cancel()
+                        return
+                    except (OutageError, RequestError) as error:
+                        errors[name] = error
                         return
                     except Exception as error:  # kept, or the group wraps it in one of its own
                         fatal.append(error)
                         tasks.cancel_scope.cancel()
                         return
+                self._answered = True
                 self._keep(name, body, made)
                 answers[name] = made
                 bar.update()
@@ -226,6 +255,16 @@ class OpenAIServerGenerator:
             raise fatal[0]
 
     async def _ask(self, client: openai.AsyncOpenAI, body: dict[str, Any]) -> Generation:
+        for attempt in range(self.retries + 1):
+            try:
+                return await self._ask_once(client, body)
+            except _NoCompletion:  # at which the client does not ask again by itself
+                if attempt == self.retries:
+                    raise
+            await anyio.sleep(min(8.0, 0.5 * 2**attempt))
+        raise AssertionError("the last attempt returns or raises")
+
+    async def _ask_once(self, client: openai.AsyncOpenAI, body: dict[str, Any]) -> Generation:
         import openai
         from openai.types import Completion
         from openai.types.chat import ChatCompletion
@@ -241,15 +280,13 @@ class OpenAIServerGenerator:
                 f"{self.base_url} refuses the request; put a valid key into it"
             ) from None
         except openai.APITimeoutError:
-            raise ServerError(
+            raise OutageError(
                 f"{self.base_url} did not answer within timeout_s={self.timeout_s}, asked "
                 f"{self.retries + 1} times; raise timeout_s or lower concurrency"
             ) from None
         except openai.APIConnectionError as error:
-            raise InputError(
-                f"base_url: no server answers at {self.base_url} ({error.__cause__ or error}); "
-                "start it or correct the address"
-            ) from None
+            said = error.__cause__ or error
+            raise _NoServer(f"no server answers at {self.base_url} ({said})") from None
         except openai.APIStatusError as error:
             raise await self._refusal(client, error) from None
         except (openai.APIError, json.JSONDecodeError) as error:
@@ -258,11 +295,15 @@ class OpenAIServerGenerator:
 
     async def _refusal(
         self, client: openai.AsyncOpenAI, error: openai.APIStatusError
-    ) -> InputError | ServerError:
-        """Why the server refused: is it the model's name, the address, or this request?"""
+    ) -> InputError | OutageError | RequestError:
+        """Why there is no answer: is it the model's name, the address, this request, an outage?"""
         import openai
 
         said = _says(error)
+        if _passes(error.status_code):
+            return OutageError(
+                f"{self.base_url} has no answer, asked {self.retries + 1} times: {said}"
+            )
         if error.status_code == 404 or self.model in said:
             try:
                 listing = client.with_options(max_retries=0, timeout=10.0).models.list()
@@ -279,24 +320,26 @@ class OpenAIServerGenerator:
                 return InputError(
                     f"{self.base_url}: {unknown('model', self.model, names)} ({said})"
                 )
-        return ServerError(f"{self.base_url} refuses the request: {said}")
+        return RequestError(f"{self.base_url} refuses the request: {said}")
 
     def _generation(self, answer: Any) -> Generation:
         from openai.types import Completion
-        from openai.types.chat import ChatCompletion
+        from openai.types.chat import ChatCompletion, ChatCompletionMessage
 
         choices = getattr(answer, "choices", None)
         if said := getattr(answer, "error", None):
-            raise ServerError(f"{self.base_url} refuses the request: {_one_line(said)}")
-        choice = next(iter(choices or []), None)
-        if isinstance(answer, ChatCompletion) and choice is not None:
-            message = choice.message
-            if message is None:
-                raise ServerError(
-                    f"{self.base_url} answers without a message (finish_reason "
-                    f"{choice.finish_reason!r})"
+            if isinstance(said, dict) and _passes(said.get("code")):
+                raise self._no_completion(_one_line(said))
+            raise RequestError(f"{self.base_url} refuses the request: {_one_line(said)}")
+        choice = choices[0] if isinstance(choices, list) and choices else None
+        message = getattr(choice, "message", None)
+        reason = getattr(choice, "finish_reason", None)
+        if isinstance(answer, ChatCompletion) and isinstance(message, ChatCompletionMessage):
+            text = _text_of(message.content or message.refusal)
+            if text is None:
+                raise RequestError(
+                    f"{self.base_url} answers with content that is no text: {message.content!r:.80}"
                 )
-            text = message.content or ""
             # vLLM's name for it, and that of other servers.
             for name in ("reasoning", "reasoning_content"):
                 if reasoning := getattr(message, name, None):
@@ -310,22 +353,24 @@ class OpenAIServerGenerator:
                 f"dialect 'vllm': {self.base_url} answers completions without token_ids, which "
                 "vLLM gives; take another dialect"
             )
-        elif choices == []:
-            raise ServerError(f"{self.base_url} answers with no choices")
+        elif choice is not None and message is None and reason is not None:
+            raise RequestError(
+                f"{self.base_url} answers without a message (finish_reason {reason!r})"
+            )
         else:
-            raise self._no_completion(repr(answer)[:80])
+            raise self._no_completion("no choices" if choices == [] else f"{answer!r:.80}")
         usage = answer.usage
         return Generation(
             text,
-            0 if usage is None else usage.prompt_tokens,
-            0 if usage is None else usage.completion_tokens,
-            "length" if choice.finish_reason == "length" else "stop",
+            getattr(usage, "prompt_tokens", None) or 0,
+            getattr(usage, "completion_tokens", None) or 0,
+            FINISHES.get(reason, "stop"),
         )
 
-    def _no_completion(self, answered: str) -> InputError:
-        return InputError(
-            f"base_url: {self.base_url} answers with something that is no completion ({answered}); "
-            "it usually ends in /v1"
+    def _no_completion(self, answered: str) -> _NoCompletion:
+        return _NoCompletion(
+            f"{self.base_url} answers with something that is no completion ({answered}), asked "
+            f"{self.retries + 1} times"
         )
 
     def _name(self, body: dict[str, Any]) -> str:
@@ -349,6 +394,20 @@ class OpenAIServerGenerator:
         if self.cache is not None:
             kept = {"question": body, "answer": dataclasses.asdict(made)}
             write_text_atomic(self.cache / f"{name}.json", json.dumps(kept))
+
+
+def _passes(status: Any) -> bool:
+    """Whether a status says that the same request may be answered later."""
+    return isinstance(status, int) and (status in (408, 409, 429) or 500 <= status < 600)
+
+
+def _text_of(content: Any) -> str | None:
+    """The text of a message's content, a string or a list of parts; None where it has others."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    parts = content if isinstance(content, list) else [None]
+    texts = [part.get("text") if isinstance(part, dict) else None for part in parts]
+    return None if None in texts else "".join(map(str, texts))
 
 
 def _says(error: openai.APIError) -> str:

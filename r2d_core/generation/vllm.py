@@ -74,7 +74,8 @@ class VllmGenerator:
             if len(prompt) + max_new_tokens > room
         }
         if too_long:
-            raise RequestError(next(iter(too_long.values())), too_long)
+            failed = {request: RequestError(said) for request, said in too_long.items()}
+            raise RequestError(next(iter(too_long.values())), failed)
         outputs = self.llm.generate(
             [{"prompt_token_ids": prompt} for prompt in prompts],
             [

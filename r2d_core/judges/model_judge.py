@@ -42,13 +42,15 @@ class Answer:
 
     raw: str = ""
     error: str = ""
+    outage: bool = False
 
 
 class ModelJudge:
     """A judge that asks a model, with a published prompt.
 
     ``metadata`` of a verdict holds the ``model``, its ``raw`` output for each scope, what else was
-    read from it (``details``: categories, scores) and, where the model raised, the ``error``.
+    read from it (``details``: categories, scores) and, where the model raised, the ``error``;
+    ``outage`` where that was not for the text (`RequestError`): asked later, the model may answer.
 
     Args:
         generator: the judge model.
@@ -133,10 +135,11 @@ class ModelJudge:
     ) -> list[Verdict]:
         """Verdicts in the order of the pairs. The same text is asked about once.
 
-        A question that the model cannot take (`RequestError`: too long, say), or at which it raises
-        while it answers others of the batch, is `UNPARSABLE` and is asked again the next time;
-        where it raises anything else at all of them it is down, and the exception is passed on.
-        What was answered stays in the cache.
+        A question that the model cannot take (`RequestError`: too long, say; a provider's filter
+        that withholds the answer), or at which it raises while it answers others of the batch, is
+        `UNPARSABLE` and is asked again the next time; where it raises anything else at all of them
+        (`OutageError`: rate limits, a server that fails) it is down, and the exception is passed
+        on. What was answered stays in the cache.
         """
         places: list[tuple[int, str]] = []
         requests: list[Request] = []
@@ -164,6 +167,8 @@ class ModelJudge:
             labels[scope] = UNPARSABLE if reading is None else reading.label
             if answer.error:
                 metadata.setdefault("error", {})[scope] = answer.error
+                if answer.outage:
+                    metadata["outage"] = True
                 continue
             metadata["raw"][scope] = answer.raw
             if reading is not None and reading.details:
@@ -189,7 +194,7 @@ class ModelJudge:
         ]
         asked = {k: r for k, r in zip(keys, requests, strict=True) if self.answers.get(k) is None}
         answered = len(asked) < len(set(keys))
-        errors: dict[str, str] = {}
+        errors: dict[str, Answer] = {}
         left = list(asked)
         with tqdm(total=len(left), desc=self.name, unit="text", disable=not progress) as bar:
             for start in range(0, len(left), BATCH):
@@ -200,19 +205,23 @@ class ModelJudge:
                     raise down[-1]
                 answered = True
                 errors |= {
-                    key: " ".join(f"{type(each).__name__}: {each}".split())
+                    key: Answer(
+                        error=" ".join(f"{type(each).__name__}: {each}".split()),
+                        outage=not isinstance(each, RequestError),
+                    )
                     for key, each in raised.items()
                 }
                 bar.update(len(batch))
-        return [
-            Answer(error=errors[key]) if key in errors else Answer(raw=self.answers.get(key) or "")
-            for key in keys
-        ]
+        return [errors.get(key) or Answer(raw=self.answers.get(key) or "") for key in keys]
 
     def _ask_batch(self, batch: Mapping[str, Request]) -> dict[str, Exception]:
         """Put the answers into the cache; what was raised, by key."""
         answers = answer_each(self.generator, list(batch.values()), self.max_new_tokens)
-        made = dict(zip(batch, answers, strict=True))
+        withheld = RequestError("a filter of the provider's withheld the answer")
+        made = {
+            key: withheld if isinstance(each, Generation) and each.finish == "filtered" else each
+            for key, each in zip(batch, answers, strict=True)
+        }
         self.answers.add({k: each.text for k, each in made.items() if isinstance(each, Generation)})
         return {key: each for key, each in made.items() if isinstance(each, Exception)}
 

@@ -92,8 +92,9 @@ class TestCase(_Checked):
 class Completion(_Checked):
     """What the model wrote after ``prompt`` and ``prefill``: ``text`` begins after the prefill.
 
-    Token counts leave the prefill to the prompt. ``finish`` is "stop" when the model ended its turn
-    and "length" when it was cut off.
+    Token counts leave the prefill to the prompt. ``finish`` is "stop" when the model ended its
+    turn, "length" when it was cut off and "filtered" when a provider's filter withheld the rest of
+    it, or all.
     """
 
     behavior_id: str
@@ -103,7 +104,7 @@ class Completion(_Checked):
     prefill: str = ""
     prompt_tokens: int = 0
     response_tokens: int = 0
-    finish: Literal["stop", "length"] = "stop"
+    finish: Literal["stop", "length", "filtered"] = "stop"
     metadata: dict[str, Any] = field(default_factory=dict, hash=False)
 
 

@@ -59,7 +59,10 @@ class Table:
 
 def _xstest_kind(row: Row, kind: Kind | None) -> dict[str, Any]:
     # The version-1 file has no labels; contrasts are the unsafe prompts in both.
-    unsafe = row.get("label", "").strip() == "unsafe" or row["type"].startswith("contrast_")
+    label = row.get("label", "").strip().casefold()
+    if label not in ("", "safe", "unsafe"):
+        raise InputError(f"label {row['label']!r}: expected safe or unsafe; correct it")
+    unsafe = label == "unsafe" or row["type"].strip().casefold().startswith("contrast_")
     return {"kind": "harmful" if unsafe else "benign"}
 
 
@@ -123,7 +126,8 @@ def read_table(path: Path, text: str, kind: Kind | None = None) -> list[Behavior
     order mark.
 
     Raises InputError for another header, a row with too many or too few cells, an empty prompt, an
-    id that occurs twice, and a kind that is not known or known already.
+    id that occurs twice, a label of XSTest's that is none, and a kind that is not known or known
+    already.
     """
     found = read_cells(path, text.removeprefix(MARK))
     written = found[0][1] if found else []
@@ -152,7 +156,10 @@ def read_table(path: Path, text: str, kind: Kind | None = None) -> list[Behavior
     behaviors, places = list[Behavior](), dict[str, int]()
     for line, row in by_column(path, found):
         values: dict[str, Any] = {field: row[column] for field, column in table.fields.items()}
-        values |= table.behavior(row, kind)
+        try:
+            values |= table.behavior(row, kind)
+        except InputError as error:
+            raise InputError(f"{path}:{line}: {error}") from None
         if suite == "or_bench":
             values["id"] = f"{path.stem}-{len(behaviors) + 1}"
         values.setdefault("id", _content_id(suite, values["prompt"], places))
@@ -217,7 +224,7 @@ def write_behaviors(
         rows.append(list(row.values()))
     out = io.StringIO(newline="")
     # A carriage return is quoted by nothing but quoting everything.
-    returns = any("\r" in cell for row in rows for cell in row)
+    returns = any("\r" in cell for row in [header, *rows] for cell in row)
     line_end = form.get("line_end", "\n")
     writer = csv.writer(
         out,
