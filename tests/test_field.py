@@ -403,6 +403,14 @@ def test_the_chapter_says_what_its_tables_hold():
         more = (rows["only_reference"] > rows["only_method"]).sum()
         assert more > len(rows) / 2
     assert (whole["harmful"] == (whole[STEPS] >= 2)).all() and whole[STEPS].isin(range(5)).all()
+    front = (TABLES.parent / "six_languages.md").read_text()
+    more, less = (
+        (against["only_reference"] > against["only_method"]).sum(),
+        (against["only_reference"] < against["only_method"]).sum(),
+    )
+    told = (against["p_holm"] < 0.05) & (against["runs_lower"] == 0)
+    assert f"than the control in {more} of {len(against)}, three of them borne out" in front
+    assert f"and less often in {less} (" in front and told.sum() == 3
     said = subject_in_words(whole)
     searches = ("random_search", "random_search_reasoning", "random_search_pivot", "gcg_pivot")
     assert all(f"*{attack_title(name)}* (" in said for name in searches)

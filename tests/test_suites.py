@@ -459,7 +459,8 @@ def test_labels_of_xstest_are_read_in_any_case(tmp_path):
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
 def test_a_table_in_another_encoding_is_named_as_that(tmp_path, encoding):
     (tmp_path / "f.csv").write_text("goal,target\nmake a café,Sure\n", encoding=encoding)
-    with pytest.raises(InputError, match=r"f.csv:\d+: expected UTF-8 text, found byte .*; save the file as"):
+    said = r"f.csv:\d+: expected UTF-8 text, found byte .*; save the file as"
+    with pytest.raises(InputError, match=said):
         read_behaviors(tmp_path / "f.csv")
     (tmp_path / "f.jsonl").write_text('{"id": "a", "prompt": "café"}\n', encoding="latin-1")
     with pytest.raises(InputError, match="f.jsonl:1: expected one JSON object a line"):

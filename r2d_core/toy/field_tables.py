@@ -9,12 +9,9 @@ from r2d_core.metrics import holm
 from r2d_core.sampling_error import ClusteredRate, clustered_matrix, in_percent
 from r2d_core.toy.arms import TITLES
 from r2d_core.toy.findings import listed
-from r2d_core.toy.language import N_STEPS
-from r2d_core.toy.outcomes import STEPS, paired_tests
+from r2d_core.toy.outcomes import MORE_THAN_HALF, STEPS, paired_tests
 from r2d_core.toy.results import SIGNIFICANT
 
-MORE_THAN_HALF = N_STEPS // 2 + 1
-"""True steps; no allowed item shares so many with a banned one for its first word alone."""
 AT_LEAST = f"{MORE_THAN_HALF} steps or more"
 
 
@@ -112,7 +109,7 @@ def borne_out(table: pd.DataFrame) -> str:
     for row in table.to_dict("records"):
         more = row["only_reference"] > row["only_method"]
         title = _title(row["attack"])
-        if row["p_holm"] < SIGNIFICANT and not row["runs_better" if more else "runs_worse"]:
+        if row["p_holm"] < SIGNIFICANT and not row["runs_lower" if more else "runs_higher"]:
             rates = [in_percent(row[f"harmful_{side}"]) for side in ("reference", "other")]
             told.setdefault("more" if more else "less", []).append(
                 f"{title} ({' against '.join(rates)})"
@@ -135,8 +132,8 @@ def head_to_head_shown(table: pd.DataFrame, reference: str, other: str) -> pd.Da
     columns |= {
         ("harmful alone", names["reference"]): table["only_reference"].tolist(),
         ("harmful alone", names["other"]): table["only_method"].tolist(),
-        ("seeds", "better"): table["runs_better"].tolist(),
-        ("seeds", "worse"): table["runs_worse"].tolist(),
+        ("seeds", "lower"): table["runs_lower"].tolist(),
+        ("seeds", "higher"): table["runs_higher"].tolist(),
         ("", "p (Holm)"): [f"{p:.2g}" for p in table["p_holm"]],
     }
     return pd.DataFrame(columns, index=table["attack"].map(attack_title).rename(None))
