@@ -76,12 +76,7 @@ import pandas as pd
 from IPython.display import HTML, Markdown, display
 
 from r2d_core import plots
-from r2d_core.attack_success import (
-    score_means,
-    success_by_behavior,
-    tells_scores,
-    tells_success,
-)
+from r2d_core.attack_success import score_means, tells_scores
 from r2d_core.attacks import make_attack
 from r2d_core.cost import COUNTS
 from r2d_core.evaluation import (
@@ -106,7 +101,7 @@ from r2d_core.evaluation_inputs import (
     with_targets,
     without_tags,
 )
-from r2d_core.metrics import rates_as_columns
+from r2d_core.metrics import NUMBERS, as_columns
 from r2d_core.provenance import footer_html, provenance
 from r2d_core.reach import defend, make_judges, reach, reach_described, without_template
 from r2d_core.records import read_completions, read_test_cases, write_text_atomic
@@ -215,7 +210,9 @@ else:
 #
 # By each judge's own labels, of the whole response, its reasoning and its answer. What a judge's
 # model said that cannot be read is *unparsable*, and in no rate. A request for which an attack has
-# no prompt or no completion is a failure, and *not attempted*.
+# no prompt or no completion is a failure, and *not attempted*. Where an attack has several
+# completions of a request, the rate is the mean over requests of each one's share, as HarmBench
+# counts, and its interval is about requests.
 
 # %% tags=["hide-input"]
 if not verdicts:
@@ -232,33 +229,16 @@ if len(whole):
                 {
                     "title": row["attack"],
                     "outcome": row["judge"],
-                    "successes": row["success"].successes,
-                    "n": row["success"].n,
+                    **{name: getattr(row["success"], name) for name in NUMBERS["rate"]},
                 }
                 for row in whole.to_dict("records")
             ),
-            alt="Attack success rate of each attack by each judge, with Wilson intervals; the "
+            alt="Attack success rate of each attack by each judge, with 95% intervals; the "
             "numbers are in the table below.",
         )
     )
 display(plots.table(succeeded, index=False))
 harmful = {behavior.id for behavior in asked if behavior.kind == "harmful"}
-by_behavior = success_by_behavior(
-    [v for name, made in judged.items() if tells_success(name) for v in made
-     if v.behavior_id in harmful],
-    asked,
-)  # fmt: skip
-several = by_behavior[by_behavior["completions"] > by_behavior["behaviors"]]
-if len(several):
-    display(
-        plots.table(
-            several.assign(success=several["success"].map(str)),
-            caption="Several completions of a behavior: the mean over behaviors, as HarmBench "
-            "counts, with Wilson's interval on the effective number of outcomes",
-            index=False,
-        )
-    )
-
 scored = [v for name, made in judged.items() if tells_scores(name) for v in made
           if v.behavior_id in harmful]  # fmt: skip
 if scored:
@@ -320,8 +300,11 @@ else:
     display(Markdown("*None are here.*"))
 
 # %% tags=["hide-input"]
-for name, frame in (("success", succeeded), ("refusals", refused)):
-    write_text_atomic(folder / f"{name}.csv", rates_as_columns(frame).to_csv(index=False))
+for name, frame, rates in (
+    ("success", succeeded, ["success"]),
+    ("refusals", refused, ["full", "partial"]),
+):
+    write_text_atomic(folder / f"{name}.csv", as_columns(frame, rates=rates).to_csv(index=False))
 if export:
     for name, made in judged.items():
         said = write_suite_files(

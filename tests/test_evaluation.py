@@ -52,7 +52,7 @@ from r2d_core.generation import (
     answer_directly,
 )
 from r2d_core.judges import JUDGES
-from r2d_core.metrics import Rate, rates_as_columns
+from r2d_core.metrics import Rate, as_columns
 from r2d_core.reach import Reached, defend, make_judges, reach, reach_described, without_template
 from r2d_core.records import (
     Behavior,
@@ -400,9 +400,13 @@ def test_summary_of_judges_that_say_one_thing_only() -> None:
     success, refusals = summary([*BEHAVIORS, *BENIGN], verdicts)
     assert set(success["judge"]) == {"llama_guard_3"}
     assert refusals["full"][0] == Rate(1, 1)
-    flat = rates_as_columns(success)
-    assert list(flat.columns)[3:7] == [f"success_{n}" for n in ("successes", "n", "low", "high")]
-    assert rates_as_columns(success.head(0)).empty
+    flat = as_columns(success, rates=["success"])
+    numbers = ("rate", "successes", "n", "low", "high")
+    assert list(flat.columns)[3:8] == [f"success_{n}" for n in numbers]
+    none = as_columns(success.head(0), rates=["success"])
+    assert none.empty and list(none.columns) == list(flat.columns)
+    with pytest.raises(InputError, match="lacks the column 'rate'"):
+        as_columns(success, rates=["rate"])
     with pytest.raises(InputError, match="is on unknown behavior 'zzz'"):
         summary(BEHAVIORS, {"x": [verdict("zzz", "x", "harmful")]})
 
