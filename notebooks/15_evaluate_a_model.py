@@ -105,11 +105,13 @@ from r2d_core.metrics import NUMBERS, as_columns
 from r2d_core.provenance import footer_html, provenance
 from r2d_core.reach import defend, make_judges, reach, reach_described, without_template
 from r2d_core.records import read_completions, read_test_cases, write_text_atomic
+from r2d_core.run_lock import keep_others_out_of
 from r2d_core.toy.base import LONGEST_ANSWER
 from r2d_core.toy.evaluation import toy_evaluation
 from r2d_core.toy.stages import default_checkpoint
 
 folder = Path(output_dir)
+keep_others_out_of(folder)
 material, asked, sitting = UNASKED, [], {} if verdicts else make_judges(judges, folder)
 judged = read_judged(verdicts) if verdicts else {}
 for file in behaviors:
