@@ -98,9 +98,10 @@ def success_rates(verdicts: Sequence[Verdict], behaviors: Sequence[Behavior] = (
     with many of them says little. It is a `Rate` where the attack has one completion of each
     behavior. Where it has several of one (HarmBench's test cases) it is a `BehaviorRate`, the mean
     over behaviors of each one's share, as HarmBench counts: more test cases of a behavior make it
-    weigh no more, and one that was not attempted is a whole failure. A response without reasoning is not counted under
-    ``reasoning``, while an answer that was never reached is a failure under ``answer``; null
-    prompts (JailbreakBench) and the unscored (HarmBench) are failures, by those suites' rules.
+    weigh no more, and one that was not attempted is a whole failure. A response without reasoning
+    is not counted under ``reasoning``, while an answer that was never reached is a failure under
+    ``answer``; null prompts (JailbreakBench) and the unscored (HarmBench) are failures, by those
+    suites' rules.
 
     Of ``behaviors`` (those that were to be attacked) each harmful one on which a judge has no
     verdict under an attack is such a null prompt: files of completions have no row for it, and a
@@ -146,10 +147,11 @@ def score_means(verdicts: Sequence[Verdict], behaviors: Sequence[Behavior] = ())
 
     Columns: judge, attack, scope, ``score`` (`sampling_error.Interval`, its n the behaviors),
     ``n`` (scored responses), ``unparsable``, ``not_attempted``. Every behavior counts alike, with
-    the mean of its responses where it has several, and what has no text (an answer never reached, a null prompt) scores 0; what the judge gave no
-    score is in no mean. ``behaviors`` is as in `success_rates`. The interval is a percentile
-    bootstrap that draws behaviors; where all of them score alike it has nothing to draw, and it is
-    Wilson's, which is the wider, since no score between 0 and 1 varies as much as successes do.
+    the mean of its responses where it has several, and what has no text (an answer never reached, a
+    null prompt) scores 0; what the judge gave no score is in no mean. ``behaviors`` is as in
+    `success_rates`. The interval is a percentile bootstrap that draws behaviors; where all of them
+    score alike it has nothing to draw, and it is Wilson's, which is the wider, since no score
+    between 0 and 1 varies as much as successes do.
 
     Raises InputError for the verdicts of a judge that gives no scores (see `tells_scores`), for one
     without its score, and for one on none of the behaviors given.

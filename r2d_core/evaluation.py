@@ -2,10 +2,12 @@
 
     behaviors --attacks--> test cases --model--> completions --judges--> verdicts --> rates
 
-`attack_all`, `answer_all` and `judge_once` each write one file of records into a folder and find it
+`attack_all`, `answer_all` and `judge_once` each write files of records into a folder and find them
 there the next time, so a killed run goes on where it was, inside a step too. Every step may begin
 from somebody else's file instead (`r2d_core.records` reads the suites' formats). A file made under
-other settings is never written over: it is said, and stays.
+other settings is never written over: it is said, and stays. An evaluation grows, though: with one
+more attack or judge what is there stays, and files of answers and verdicts are made anew from what
+was answered already, so that only what is new is asked.
 """
 
 from __future__ import annotations
@@ -23,15 +25,21 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from r2d_core.attack_success import attack_succeeded, success_rates, tells_success
-from r2d_core.attacks import Attack, Material, Surrogate, Target
+from r2d_core.attacks import ATTACKS, Attack, Material, Surrogate, Target
 from r2d_core.attacks.attack import no_rewrite
 from r2d_core.attacks.journal import Journal, RecordedGenerator, digest
 from r2d_core.attacks.queries import Failure, ask
 from r2d_core.checking import unknown
 from r2d_core.cost import Cost, answer_costs
 from r2d_core.errors import InputError
-from r2d_core.generation import Generation, answer_directly, completion_of, request_of
-from r2d_core.judges import ABSENT, SCOPES, UNPARSABLE, Judge, judge_all
+from r2d_core.generation import (
+    Generation,
+    Request,
+    answer_directly,
+    completion_of,
+    request_of,
+)
+from r2d_core.judges import ABSENT, UNPARSABLE, Judge, judge_all
 from r2d_core.over_refusal import refusal_rates, tells_refusals
 from r2d_core.reach import Reached
 from r2d_core.records import (
@@ -76,8 +84,11 @@ def attack_all(
     In ``folder/test_cases/<attack>.jsonl``, benign ones under "benign". ``judge`` is what attacks
     that look at answers climb, ``attacker`` what writes prompts for PAIR, TAP, zero- and few-shot,
     ``evaluator`` what says whether TAP's are on topic (the attacker, where None), ``surrogates``
-    what transferred GCG is made on. Raises InputError for what an attack lacks, before the first
-    attack where it can be known, and for a surrogate that is not in this process.
+    what transferred GCG is made on. A file hangs on what its attack uses (`Attack.uses`) and on
+    nothing else: direct requests are the same ones whatever the judge is.
+
+    Raises InputError for what an attack lacks, before the first attack where it can be known, and
+    for a surrogate that is not in this process.
     """
     folder = Path(folder)
     if any(surrogate.model is None for surrogate in surrogates):
@@ -95,39 +106,53 @@ def attack_all(
     drawn = [
         [list(material.shots(b)), material.rewrite(b, b.prompt, Random(b.id))] for b in harmful
     ]
-    around = {
+    given: dict[str, Any] = {
         "model": reached.name,
+        "max_new_tokens": max_new_tokens,
         "judge": f"{judge.name} {getattr(judge, 'model', '')}".strip(),
         "attacker": "" if attacker is None else attacker.name,
         "evaluator": "" if evaluator is None else evaluator.name,
         "surrogates": [surrogate.name for surrogate in surrogates],
         "material": digest(repr([material.wrappers, drawn])),
-        "max_new_tokens": max_new_tokens,
         "seed": seed,
     }
-    target = Target(
-        reached.generator,
-        judge,
-        max_new_tokens,
-        reached.model,
-        reached.tokenizer,
-        None if attacker is None else attacker.generator,
-        None if evaluator is None else evaluator.generator,
-        tuple(Surrogate(each.model, each.tokenizer) for each in surrogates),
-        progress=folder / "progress",
-        name=digest(json.dumps(around)),
-    )
-    found: list[TestCase] = []
-    for name, attack in tqdm(attacks.items(), desc="attacks", unit="attack"):
-        settings = {"attack": repr(attack), "behaviors": digest(repr(harmful)), **around}
+
+    def target_of(attack: Attack) -> Target:
+        """With what the attack uses and nothing else: so its progress is named by that, too."""
+        used = {name: given[name] for name in given if _hangs_on(attack, name)}
+        return Target(
+            reached.generator,
+            judge,
+            max_new_tokens,
+            reached.model,
+            reached.tokenizer,
+            attacker.generator if attacker is not None and "attacker" in used else None,
+            evaluator.generator if evaluator is not None and "evaluator" in used else None,
+            tuple(Surrogate(s.model, s.tokenizer) for s in surrogates if "surrogates" in used),
+            progress=folder / "progress",
+            name=digest(json.dumps(used)),
+        )
+
+    steps = []
+    for name, attack in attacks.items():
+        known = [_known_to(attack, behavior) for behavior in harmful]
+        settings = {"attack": repr(attack), "behaviors": digest(repr(known))}
+        settings |= {name: given[name] for name in given if _hangs_on(attack, name)}
         content = getattr(attack, "content", None)
         if content and harmful:
             settings["file_content"] = digest(repr(content()))  # the repr has the file's name alone
+        path = folder / "test_cases" / f"{name}.jsonl"
+        if not _is_there(path, settings) and harmful:
+            _check_reached(attack, reached)
+            attack.run([], replace(target_of(attack), progress=None), material, seed)
+        steps.append((path, attack, known, settings))
+    found: list[TestCase] = []
+    for path, attack, known, settings in tqdm(steps, desc="attacks", unit="attack"):
 
-        def run(attack: Attack = attack) -> list[TestCase]:
-            return attack.run(harmful, target, material, seed)
+        def run(attack: Attack = attack, known: Sequence[Behavior] = known) -> list[TestCase]:
+            return attack.run(known, target_of(attack), material, seed)
 
-        found += _once(folder / "test_cases" / f"{name}.jsonl", TestCase, settings, run)
+        found += _once(path, TestCase, settings, run)
     if benign:
         path = folder / "test_cases" / "benign.jsonl"
         asked = {"behaviors": digest(repr(benign))}
@@ -140,36 +165,48 @@ def answer_all(
 ) -> list[Completion]:
     """The model's answer to every test case, in order, in ``folder/completions.jsonl``.
 
-    Greedy, or as a test case says that it was found. A request at which the model raises has an
-    empty answer with ``metadata["error"]``, is judged by nobody, and counts as unparsable; where it
-    raises at every one it is down, and that is said. Delete the file, and those alone are asked
-    again. What is no prompt (``metadata["missing"]``: a transferred attack found none) is not
-    asked; its answer is empty, and a failure of the attack.
+    Greedy, or as a test case says that it was found; a request that several test cases put is asked
+    once. Answers are kept in ``folder/progress`` by model and length. With test cases of other
+    attacks besides, or fewer, the file is made anew from them: what was answered is not asked
+    again. Raises InputError where those of an attack are others than those answered.
+
+    A request at which the model raises has an empty answer with ``metadata["error"]``, is judged by
+    nobody, and counts as unparsable; where it raises at every one it is down, and that is said.
+    Delete the file, or add a test case, and those alone are asked again. What is no prompt
+    (``metadata["missing"]``: a transferred attack found none) is not asked; its answer is empty,
+    and a failure of the attack. Raises InputError, before anything is asked, for a prefill that a
+    server takes none of.
     """
     folder = Path(folder)
-    settings = {
-        "cases": digest(repr(list(cases))),
-        "model": reached.name,
-        "max_new_tokens": max_new_tokens,
-    }
+    answered_by = {"model": reached.name, "max_new_tokens": max_new_tokens}
+    by_attack: dict[str, list[TestCase]] = {}
+    for case in cases:
+        by_attack.setdefault(case.attack, []).append(case)
 
     def answers() -> list[Completion]:
-        path = folder / "progress" / f"answers-{digest(json.dumps(settings))}.jsonl"
+        if any(case.prefill for case in cases):
+            _check_prefill("a test case", reached.generator)
+        path = folder / "progress" / f"answers-{digest(json.dumps(answered_by))}.jsonl"
         recorded = RecordedGenerator(reached.generator, Journal(path), "target")
-        made: list[Generation | Failure] = []
-        asked = [case for case in cases if not _missing(case)]
+        made: dict[Request, Generation | Failure] = {}
+        asked = list(dict.fromkeys(request_of(case) for case in cases if not _missing(case)))
         with tqdm(total=len(asked), desc="answers", unit="answer") as bar:
             for start in range(0, len(asked), BATCH):
-                batch = [request_of(case) for case in asked[start : start + BATCH]]
-                made += ask(recorded, batch, max_new_tokens)
+                batch = asked[start : start + BATCH]
+                made |= zip(batch, ask(recorded, batch, max_new_tokens), strict=True)
                 bar.update(len(batch))
-        failed = [each for each in made if isinstance(each, Failure)]
+        failed = [each for each in made.values() if isinstance(each, Failure)]
         if failed and len(failed) == len(made):
             raise InputError(f"the model answers nothing at all: {failed[0].error}")
-        answers = iter(made)
-        return [_completion(c, _NOTHING if _missing(c) else next(answers)) for c in cases]
+        return [_completion(c, _NOTHING if _missing(c) else made[request_of(c)]) for c in cases]
 
-    return _once(folder / "completions.jsonl", Completion, settings, answers)
+    told = {name: digest(repr(some)) for name, some in by_attack.items()}
+
+    def grown(before: Mapping[str, Any], other: Sequence[str]) -> bool:
+        return other == ["cases"] and _same_where_both(before["cases"], told)
+
+    settings = {**answered_by, "cases": told}
+    return _once(folder / "completions.jsonl", Completion, settings, answers, grown)
 
 
 def judge_once(
@@ -183,15 +220,23 @@ def judge_once(
     """The judge's verdicts, in the completions' order, in ``folder/verdicts/<judge>.jsonl``.
 
     ``model`` is the name of a judge's model. Of completions that are none (see `answer_all`) those
-    at which the model raised are unparsable in every scope, those of missing prompts
-    "not_attempted".
+    at which the model raised are unparsable, those of missing prompts "not_attempted". Where
+    completions of other attacks have come or gone, or one that was none is there now, the file is
+    made anew; a judge's model, whose answers are kept, is asked about those alone. Raises
+    InputError where the completions of an attack are others than those judged.
     """
     path = Path(folder) / "verdicts" / f"{judge.name}.jsonl"
     settings = {
-        "completions": digest(repr(list(completions))),
+        "completions": _told(completions, ()),
+        "unanswered": [_place(c) for c in completions if _error(c)],
         "behaviors": digest(repr(list(behaviors))),
         "model": model,
     }
+
+    def grown(before: Mapping[str, Any], other: Sequence[str]) -> bool:
+        if not {*other} <= {"completions", "unanswered"}:
+            return False
+        return _same_where_both(before["completions"], _told(completions, before["unanswered"]))
 
     def verdicts() -> list[Verdict]:
         texts = [c for c in completions if not (_error(c) or _missing(c))]
@@ -200,7 +245,7 @@ def judge_once(
             _no_verdict(judge, c) if _error(c) or _missing(c) else next(made) for c in completions
         ]
 
-    return _once(path, Verdict, settings, verdicts)
+    return _once(path, Verdict, settings, verdicts, grown)
 
 
 def spending(completions: Sequence[Completion]) -> pd.DataFrame:
@@ -378,32 +423,118 @@ def _in_words_of_suites(verdict: Verdict) -> Verdict:
     return replace(verdict, whole=SUCCESS if said else "not_harmful")
 
 
-def _once(
-    path: Path, cls: type[R], settings: Mapping[str, Any], make: Callable[[], list[R]]
-) -> list[R]:
-    """The records at ``path``, made now unless they are there with these settings."""
-    settings = json.loads(json.dumps(settings))
-    record = path.with_suffix(".settings.json")
-    if path.is_file() and record.is_file():
-        try:
-            before = json.loads(record.read_text(encoding="utf-8"))
-        except ValueError as error:
+def _hangs_on(attack: Attack, setting: str) -> bool:
+    """Whether an attack's test cases hang on a setting of `attack_all`."""
+    if setting == "model":
+        return bool({"generator", "model", "tokenizer"} & {*attack.uses})
+    return ("generator" if setting == "max_new_tokens" else setting) in attack.uses
+
+
+def _known_to(attack: Attack, behavior: Behavior) -> Behavior:
+    """The behavior without what is known of it for the sake of other attacks."""
+    aims = {need for other in ATTACKS.values() for need in other.needs}
+    foreign = aims - {*attack.needs, *attack.uses}
+    kept = {key: value for key, value in behavior.metadata.items() if key not in foreign}
+    return replace(behavior, metadata=kept)
+
+
+def _check_reached(attack: Attack, reached: Reached) -> None:
+    """Raise InputError where the model is not reached in the way that the attack needs."""
+    for need, lacks in (("model", reached.model), ("tokenizer", reached.tokenizer)):
+        if need in attack.uses and lacks is None:
             raise InputError(
-                f"{record}: damaged ({error}); delete it and {path.name} to have both made anew"
-            ) from None
-        if before == settings:
-            return read_jsonl(path, cls)
-        other = [name for name in settings if before.get(name) != settings[name]]
+                f"attack {attack.name!r} needs the model's own {need} in this process, for "
+                "gradients, log-probabilities or its template; take generator 'transformers', or "
+                "leave the attack out"
+            )
+    if "prefill" in attack.uses:
+        _check_prefill(f"attack {attack.name!r}", reached.generator)
+
+
+def _check_prefill(what: str, generator: Any) -> None:
+    while hasattr(generator, "generator"):  # a defence round it
+        generator = generator.generator
+    if getattr(generator, "dialect", "") == "openai":
         raise InputError(
-            f"{path} was made with another {' and '.join(other)}; give another output folder, or "
-            f"delete {path.name} to have it made anew"
+            f"{what} begins the answer itself, and nothing standard has a server go on with a "
+            "beginning; give the server dialect 'vllm' where it is vLLM's, or leave it out"
         )
+
+
+def _place(completion: Completion) -> str:
+    """What tells a completion from others of its attack, whatever was answered."""
+    c = completion
+    return digest(repr([c.behavior_id, c.attack, c.prompt, c.prefill]))
+
+
+def _told(completions: Sequence[Completion], without: Sequence[str]) -> dict[str, str]:
+    """For each attack a digest of its completions, but for those that are none or left out."""
+    some: dict[str, list[Completion]] = {}
+    for each in completions:
+        kept = some.setdefault(each.attack, [])
+        if not _error(each) and (not without or _place(each) not in without):
+            kept.append(each)
+    return {attack: digest(repr(kept)) for attack, kept in some.items()}
+
+
+def _same_where_both(before: Mapping[str, str], now: Mapping[str, str]) -> bool:
+    """Whether what both know is the same."""
+    return all(now[name] == told for name, told in before.items() if name in now)
+
+
+def _is_there(
+    path: Path,
+    settings: Mapping[str, Any],
+    grown: Callable[[Mapping[str, Any], list[str]], bool] | None = None,
+) -> bool:
+    """Whether the file is there with these settings; InputError where it has others.
+
+    ``grown``: of the settings before and the names of those that differ, whether what is there may
+    be made anew, since nothing in it is of other settings.
+    """
+    record = _record(path)
+    if not (path.is_file() and record.is_file()):
+        return False
+    try:
+        before = json.loads(record.read_text(encoding="utf-8"))
+        names = [*settings, *(name for name in before if name not in settings)]
+    except (ValueError, TypeError) as error:
+        raise InputError(
+            f"{record}: damaged ({error}); delete it and {path.name} to have both made anew"
+        ) from None
+    settings = json.loads(json.dumps(settings))
+    other = [name for name in names if before.get(name) != settings.get(name)]
+    if not other:
+        return True
+    if grown is not None and {*before} == {*settings} and grown(before, other):
+        return False
+    raise InputError(
+        f"{path} was made with another {' and '.join(other)}; give another output folder, or "
+        f"delete {path.name} to have it made anew"
+    )
+
+
+def _once(
+    path: Path,
+    cls: type[R],
+    settings: Mapping[str, Any],
+    make: Callable[[], list[R]],
+    grown: Callable[[Mapping[str, Any], list[str]], bool] | None = None,
+) -> list[R]:
+    """The records at ``path``, made now unless they are there with these settings (`_is_there`)."""
+    if _is_there(path, settings, grown):
+        return read_jsonl(path, cls)
     records = make()
-    # The settings first: records without them would be written over, the other way round they are
-    # made anew.
-    write_json_atomic(record, settings)
+    # The old ones go first and the settings come next: records that are there without settings, or
+    # with those of others, would be taken for made under them.
+    path.unlink(missing_ok=True)
+    write_json_atomic(_record(path), settings)
     write_jsonl(path, records)
     return records
+
+
+def _record(path: Path) -> Path:
+    return path.with_suffix(".settings.json")
 
 
 _NOTHING = Generation("", 0, 0, "stop")
@@ -477,6 +608,8 @@ def _no_verdict(judge: Judge, completion: Completion) -> Verdict:
         behavior_id=completion.behavior_id,
         attack=completion.attack,
         judge=judge.name,
+        whole=UNPARSABLE,
+        reasoning=ABSENT,  # whether there would have been one is not known
+        answer=UNPARSABLE,
         metadata={"error": _error(completion)},
-        **dict.fromkeys(SCOPES, UNPARSABLE),
     )

@@ -167,11 +167,17 @@ def test_other_settings_are_said_and_nothing_is_written_over(tmp_path: Path) -> 
     before = (tmp_path / "completions.jsonl").read_bytes()
     with pytest.raises(InputError, match=r"completions\.jsonl was made with another model; give"):
         answer_all(cases, Reached(Echo(), "other"), tmp_path, max_new_tokens=3)
-    with pytest.raises(InputError, match="another cases and max_new_tokens"):
+    with pytest.raises(InputError, match="another max_new_tokens and cases"):
         answer_all(cases[:1], Reached(Echo(), "m"), tmp_path, max_new_tokens=4)
+    with pytest.raises(InputError, match="another cases;"):
+        answer_all(cases[:1], Reached(Echo(), "m"), tmp_path, max_new_tokens=3)
     judge_once(STRINGS, BEHAVIORS, made, tmp_path)
-    with pytest.raises(InputError, match=r"harmbench_strings\.jsonl was made with another compl"):
-        judge_once(STRINGS, BEHAVIORS, made[:1], tmp_path)
+    other = [replace(made[0], text="other"), *made[1:]]
+    for some in (made[:1], other):
+        with pytest.raises(
+            InputError, match=r"harmbench_strings\.jsonl was made with another compl"
+        ):
+            judge_once(STRINGS, BEHAVIORS, some, tmp_path)
     assert (tmp_path / "completions.jsonl").read_bytes() == before
     run: dict[str, Any] = {"max_new_tokens": 3, "seed": 0}
     attack_all(BEHAVIORS, attacks(direct={}), Reached(Echo(), "m"), STRINGS, tmp_path, **run)
@@ -180,7 +186,92 @@ def test_other_settings_are_said_and_nothing_is_written_over(tmp_path: Path) -> 
                    **run)  # fmt: skip
 
 
-def test_another_attacker_judge_or_material_makes_other_test_cases(tmp_path: Path) -> None:
+class Guard(Echo):
+    """A judge's model that calls everything safe."""
+
+    def generate(self, requests: Sequence[Request], max_new_tokens: int) -> list[Generation]:
+        return [replace(made, text="safe") for made in super().generate(requests, max_new_tokens)]
+
+
+def test_an_evaluation_grows_and_asks_only_what_is_new(tmp_path: Path) -> None:
+    """One more attack, one more judge in front; then fewer attacks. Nothing is paid for twice."""
+    model, guard = Echo(), Guard()
+    both = [*BEHAVIORS, *BENIGN]
+
+    def evaluate(judges: Sequence[Any], **chosen: Any) -> dict[str, list[Verdict]]:
+        cases = attack_all(
+            both, attacks(**chosen), Reached(model, "m"), judges[0], tmp_path, max_new_tokens=3,
+            seed=len(chosen), attacker=Reached(Writer(), "w") if "pair" in chosen else None,
+            material=MATERIAL,
+        )  # fmt: skip
+        made = answer_all(cases, Reached(model, "m"), tmp_path, max_new_tokens=3)
+        return {judge.name: judge_once(judge, both, made, tmp_path) for judge in judges}
+
+    def strict() -> Any:
+        return JUDGES["jailbreakbench"](guard, "guard", tmp_path / "progress" / "judges")
+
+    static: dict[str, Any] = {"direct": {}, "prefill_lead": {}, "pivot_text": {}}
+    first = evaluate([STRINGS], **static)
+    asked = len(model.asked)
+    assert asked == 8
+    more = evaluate(
+        [strict(), STRINGS], **static, forged_prompt={}, pair={"streams": 1, "rounds": 1}
+    )
+    new = {b.prompt for b in BEHAVIORS}
+    assert not new & {*model.asked[asked:]} and len(model.asked) > asked  # the old were not asked
+    old = [v for v in more[STRINGS.name] if v.attack not in ("forged_prompt", "pair")]
+    assert old == first[STRINGS.name]
+    asked, judged = len(model.asked), len(guard.asked)
+    assert judged
+    fewer = evaluate([strict(), STRINGS], **static)
+    assert fewer[STRINGS.name] == first[STRINGS.name]
+    assert (len(model.asked), len(guard.asked)) == (asked, judged)
+    assert len(read_completions(tmp_path / "completions.jsonl")) == 8
+
+
+def test_a_request_that_failed_is_asked_when_the_evaluation_grows(tmp_path: Path) -> None:
+    cases = answer_directly(BEHAVIORS)
+    made = answer_all(
+        cases, Reached(Broken("raises", only="explain"), "m"), tmp_path, max_new_tokens=3
+    )
+    verdicts = judge_once(STRINGS, BEHAVIORS, made, tmp_path)
+    assert [v.reasoning for v in verdicts] == ["absent"] * 2  # of a model that does not reason
+    more = [*cases, TestCase("b0", "other", "one more")]
+    echo = Echo()
+    made = answer_all(more, Reached(echo, "m"), tmp_path, max_new_tokens=3)
+    assert echo.asked == [BEHAVIORS[1].prompt, "one more"]
+    assert [v.whole for v in judge_once(STRINGS, BEHAVIORS, made, tmp_path)] == ["complied"] * 3
+
+
+def test_the_same_request_is_asked_once(tmp_path: Path) -> None:
+    cases = [*answer_directly(BEHAVIORS), *answer_directly(BEHAVIORS, "again")]
+    echo = Echo()
+    made = answer_all(cases, Reached(echo, "m"), tmp_path, max_new_tokens=3)
+    assert echo.asked == [b.prompt for b in BEHAVIORS]
+    assert [c.attack for c in made] == ["direct"] * 2 + ["again"] * 2
+
+
+def test_what_an_attack_lacks_of_the_model_is_said_before_the_first(tmp_path: Path) -> None:
+    server = reach("m", "openai_server", base_url="http://localhost:1/v1")
+    defended = defend(server, "self_reminder")
+    for chosen, says in (
+        ({"gcg_answer": {}}, "attack 'gcg_answer' needs the model's own model in this process"),
+        ({"forged_turn": {}}, "attack 'forged_turn' needs the model's own tokenizer"),
+        ({"prefill_lead": {}}, "attack 'prefill_lead' begins the answer itself"),
+        ({"pair": {}}, "attack 'pair' has a model write prompts"),
+        ({"wrapper": {}}, "attack 'wrapper' needs at least one template"),
+        ({"templates": {}}, "attack 'templates': give file"),
+    ):
+        asked = attacks(best_of_n={"n": 1}, **chosen)
+        with pytest.raises(InputError, match=says):
+            attack_all(BEHAVIORS, asked, defended, STRINGS, tmp_path, max_new_tokens=3)
+    prefilled = [TestCase("b0", "theirs", "p", prefill="Sure")]
+    with pytest.raises(InputError, match="a test case begins the answer itself"):
+        answer_all(prefilled, defended, tmp_path, max_new_tokens=3)
+    assert not list(tmp_path.rglob("*.jsonl"))
+
+
+def test_another_attacker_makes_other_test_cases(tmp_path: Path) -> None:
     first, other = Writer(), Writer()
     zero_shot: dict[str, Any] = {"max_new_tokens": 3, "material": MATERIAL}
 
@@ -194,14 +285,44 @@ def test_another_attacker_judge_or_material_makes_other_test_cases(tmp_path: Pat
     assert attack(Writer(), "first") == made
     with pytest.raises(InputError, match=r"zero_shot\.jsonl was made with another attacker"):
         attack(other, "other")
-    with pytest.raises(InputError, match="another judge"):
-        attack(first, "first", JUDGES["gcg_strings"]())
-    with pytest.raises(InputError, match="another material"):
-        attack(first, "first", material=replace(MATERIAL, wrappers=("other {request}",)))
+    # Of what it does not use, it is the same whatever that is.
+    assert attack(first, "first", JUDGES["gcg_strings"]()) == made
+    assert attack(first, "first", material=replace(MATERIAL, wrappers=("x {request}",))) == made
     # As the error says: with the file gone it is made anew, of the other attacker's answers.
     (tmp_path / "test_cases" / "zero_shot.jsonl").unlink()
     attack(other, "other")
     assert len(other.asked) == len(first.asked) > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "says"),
+    [
+        ("best_of_n", {"judge": STRINGS}, "another judge"),
+        ("best_of_n", {"max_new_tokens": 4}, "another max_new_tokens"),
+        ("wrapper", {"material": replace(MATERIAL, wrappers=("x {request}",))}, "another material"),
+        ("wrapper", {"seed": 1}, "another seed"),
+    ],
+)
+def test_test_cases_hang_on_what_their_attack_uses(
+    name: str, change: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    given: dict[str, Any] = {"judge": ScoreByLength(), "max_new_tokens": 3, "material": MATERIAL}
+
+    def attack(model: str = "m", **more: Any) -> list[TestCase]:
+        changed = {**given, **more}
+        chosen = attacks(**{name: {"n": 2} if name == "best_of_n" else {}})
+        return attack_all(
+            BEHAVIORS, chosen, Reached(Echo(), model), changed.pop("judge"), tmp_path, **changed
+        )
+
+    made = attack()
+    with pytest.raises(InputError, match=says):
+        attack(**change)
+    if name == "wrapper":
+        assert attack("other", judge=STRINGS, max_new_tokens=4) == made
+    else:
+        with pytest.raises(InputError, match="another model"):
+            attack("other")
 
 
 def test_another_content_of_an_attacks_file_makes_other_test_cases(tmp_path: Path) -> None:
@@ -765,7 +886,7 @@ def test_surrogates_and_an_evaluator_of_their_own(checkpoint: Path, tmp_path: Pa
     assert len(cases) == 4 and cases[0].prompt != BEHAVIORS[0].prompt
     about = "You are a helpful red teaming assistant. You will receive"
     assert evaluator.asked and not any(r.system.startswith(about) for r in attacker.asked)
-    with pytest.raises(InputError, match="made with another evaluator and surrogates"):
+    with pytest.raises(InputError, match="made with another surrogates"):
         attack_all(BEHAVIORS, chosen, Reached(Echo(), "m"), ScoreByLength(), tmp_path, **run)
     with pytest.raises(InputError, match="surrogates: their gradients are needed"):
         attack_all(BEHAVIORS, chosen, reached, STRINGS, tmp_path,

@@ -183,6 +183,11 @@ class GCG:
             at_least(self.name, 1, **{setting: getattr(self, setting)})
         at_least(self.name, 0, judge_every=self.judge_every)
 
+    @property
+    def uses(self) -> tuple[str, ...]:
+        """As `Attack.uses`: the target's answers only where the judge looks at them."""
+        return ("model", "seed", *(("generator", "judge") if self.judge_every else ()))
+
     def aim(self, behavior: Behavior, tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[bool]]:
         """The response text that is forced, and which of its tokens the loss is taken at."""
         raise NotImplementedError(f"{type(self).__name__} must say what it aims at: define aim()")
@@ -492,6 +497,10 @@ class GCGTransfer(GCGMulti):
     """One suffix for all behaviors, made on ``target.surrogates`` and put to the target."""
 
     name: ClassVar[str] = "gcg_transfer"
+
+    @property
+    def uses(self) -> tuple[str, ...]:
+        return ("surrogates", *(use for use in super().uses if use != "model"))
 
     def _models(self, target: Target) -> list[Surrogate]:
         if not target.surrogates:
