@@ -21,7 +21,7 @@ from r2d_core.judges.strongreject import StrongReject
 from r2d_core.metrics import Rate
 from r2d_core.records import Behavior, Verdict
 from r2d_core.records.outcomes import NOT_ATTEMPTED, is_success
-from r2d_core.sampling_error import BehaviorRate, Interval, mean_over_behaviors
+from r2d_core.sampling_error import Interval, mean_over_behaviors, rate_over_behaviors
 
 KEYS = ["judge", "attack", "scope"]
 
@@ -184,12 +184,9 @@ def score_means(verdicts: Sequence[Verdict], behaviors: Sequence[Behavior] = ())
 
 
 def _rate(some: pd.DataFrame) -> Rate:
-    """Of outcomes that have a label; by behavior where one of them has several."""
+    """Of the outcomes that have a label."""
     told = some[some["success"].notna()]
-    outcomes, of = [bool(said) for said in told["success"]], told["behavior"].tolist()
-    if len(set(of)) < len(of):
-        return BehaviorRate.of(outcomes, of)
-    return Rate(sum(outcomes), len(outcomes))
+    return rate_over_behaviors(told["success"].tolist(), told["behavior"].tolist())
 
 
 def _scopes(verdict: Verdict) -> list[str]:

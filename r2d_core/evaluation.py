@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -24,7 +24,14 @@ from typing import Any, TypeVar
 import pandas as pd
 from tqdm.auto import tqdm
 
-from r2d_core.attack_success import attack_succeeded, success_rates, tells_success
+from r2d_core.attack_success import (
+    attack_succeeded,
+    score_means,
+    success_outcomes,
+    success_rates,
+    tells_scores,
+    tells_success,
+)
 from r2d_core.attacks import ATTACKS, Attack, Material, Surrogate, Target
 from r2d_core.attacks.attack import no_rewrite
 from r2d_core.attacks.journal import Journal, RecordedGenerator, digest
@@ -32,6 +39,7 @@ from r2d_core.attacks.queries import Failure, ask
 from r2d_core.checking import unknown
 from r2d_core.cost import Cost, answer_costs
 from r2d_core.errors import InputError
+from r2d_core.evaluation_inputs import SUITES
 from r2d_core.generation import (
     Generation,
     Request,
@@ -40,7 +48,7 @@ from r2d_core.generation import (
     request_of,
 )
 from r2d_core.judges import ABSENT, UNPARSABLE, Judge, judge_all
-from r2d_core.over_refusal import refusal_rates, tells_refusals
+from r2d_core.over_refusal import refusal_outcomes, refusal_rates, tells_refusals
 from r2d_core.reach import Reached
 from r2d_core.records import (
     Behavior,
@@ -54,7 +62,7 @@ from r2d_core.records import (
     write_jsonl,
 )
 from r2d_core.records.outcomes import FAILURES, NOT_ATTEMPTED, SUCCESS
-from r2d_core.sampling_error import clustered_mean
+from r2d_core.sampling_error import Mean, clustered_mean
 from r2d_core.utility import PAPER_TASKS, Score, UtilityConfig, measure_utility
 
 BATCH = 64
@@ -143,7 +151,7 @@ def attack_all(
             settings["file_content"] = digest(repr(content()))  # the repr has the file's name alone
         path = folder / "test_cases" / f"{name}.jsonl"
         if not _is_there(path, settings) and harmful:
-            _check_reached(attack, reached)
+            check_reached([attack], reached)
             attack.run([], replace(target_of(attack), progress=None), material, seed)
         steps.append((path, attack, known, settings))
     found: list[TestCase] = []
@@ -158,6 +166,20 @@ def attack_all(
         asked = {"behaviors": digest(repr(benign))}
         found += _once(path, TestCase, asked, lambda: answer_directly(benign, "benign"))
     return found
+
+
+def check_reached(attacks: Iterable[Attack], reached: Reached) -> None:
+    """Raise InputError where the model is not reached in the way that one of the attacks needs."""
+    for attack in attacks:
+        for need, lacks in (("model", reached.model), ("tokenizer", reached.tokenizer)):
+            if need in attack.uses and lacks is None:
+                raise InputError(
+                    f"attack {attack.name!r} needs the model's own {need} in this process, for "
+                    "gradients, log-probabilities or its template; take generator 'transformers', "
+                    "or leave the attack out"
+                )
+        if "prefill" in attack.uses:
+            _check_prefill(f"attack {attack.name!r}", reached.generator)
 
 
 def answer_all(
@@ -251,10 +273,10 @@ def judge_once(
 def spending(completions: Sequence[Completion]) -> pd.DataFrame:
     """What was spent by each attack, a row an attack, and how many of its completions are none.
 
-    ``tokens`` of an answer and ``queries`` of a prompt are text: the mean with `clustered_mean`'s
-    interval and its n, the behaviors. What is no answer has no tokens, what is no prompt no queries
-    either, and a suite's file may say neither (HarmBench's): that is in no mean, and where nothing
-    is left "not known". Counted are answers "cut off", "no answer" (the model raised), "no prompt",
+    ``tokens`` of an answer and ``queries`` of a prompt are means with `clustered_mean`'s interval
+    and its n, the behaviors. What is no answer has no tokens, what is no prompt no queries either,
+    and a suite's file may say neither (HarmBench's): that is in no mean, and where nothing is left
+    it is None. Counted are answers "cut off", "no answer" (the model raised), "no prompt",
     and "left out": further test cases of a behavior that a transferred attack did not put.
     """
     rows = []
@@ -275,7 +297,9 @@ def spending(completions: Sequence[Completion]) -> pd.DataFrame:
                 "left out": sum(_said(c, "left_out") or 0 for c in some),
             }
         )
-    return pd.DataFrame(rows)
+    columns = ["attack", "completions", "tokens", "queries", "cut off", "no answer", "no prompt"]
+    frame = pd.DataFrame(rows, columns=[*columns, "left out"])
+    return frame.astype({"tokens": object, "queries": object})
 
 
 def costs_once(
@@ -299,12 +323,11 @@ def costs_once(
     return [Cost(**row) for row in known]
 
 
-def utility_once(given: Mapping[str, Any], reached: Reached, folder: str | Path) -> list[Score]:
-    """The model's scores in lm-evaluation-harness (`measure_utility`), in ``folder/utility.json``.
+def utility_config(given: Mapping[str, Any], reached: Reached) -> UtilityConfig:
+    """Settings of `UtilityConfig`, as a notebook's parameter has them.
 
-    ``given`` are settings of `UtilityConfig`. It is the model that is measured, whatever defence or
-    bare prompt is round it. Raises InputError for an unknown setting, for a model that is not in
-    this process, and as `measure_utility` does.
+    Raises InputError for an unknown setting, and for a model that is not in this process: before
+    anything is asked, where it is called then.
     """
     fields = [field.name for field in dataclasses.fields(UtilityConfig)]
     for name in given:
@@ -314,6 +337,16 @@ def utility_once(given: Mapping[str, Any], reached: Reached, folder: str | Path)
     config = UtilityConfig(**{**given, "tasks": tuple(tasks) if isinstance(tasks, list) else tasks})
     if reached.model is None or reached.tokenizer is None:
         raise InputError("utility: the model has to be in this process; take 'transformers'")
+    return config
+
+
+def utility_once(given: Mapping[str, Any], reached: Reached, folder: str | Path) -> list[Score]:
+    """The model's scores in lm-evaluation-harness (`measure_utility`), in ``folder/utility.json``.
+
+    ``given`` is as `utility_config` takes it. It is the model that is measured, whatever defence or
+    bare prompt is round it. Raises InputError as `utility_config` and `measure_utility` do.
+    """
+    config = utility_config(given, reached)
     settings = {"model": reached.name, **dataclasses.asdict(config)}
     rows = _rows_once(
         Path(folder) / "utility.json",
@@ -326,28 +359,71 @@ def utility_once(given: Mapping[str, Any], reached: Reached, folder: str | Path)
 def summary(
     behaviors: Sequence[Behavior], verdicts: Mapping[str, Sequence[Verdict]]
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Attack success on harmful behaviors, and refusals on benign ones.
+    """Attack success on harmful behaviors, and refusals on all.
 
     As `success_rates` and `refusal_rates` count, of the judges that say such a thing; ``verdicts``
-    are by judge. Every harmful behavior counts under every attack: one on which there is no
-    verdict is one for which the attack found no prompt, a failure. Raises InputError for a verdict
-    on a behavior that is not given.
+    are by judge. Refusals are shown on both kinds, benign ones first: a model that refuses
+    everything refuses what is harmful, too. Every harmful behavior counts under every attack: one
+    on which there is no verdict is one for which the attack found no prompt, a failure. Raises
+    InputError for a verdict on a behavior that is not given.
     """
-    kinds = {behavior.id: behavior.kind for behavior in behaviors}
-    harmful: list[Verdict] = []
-    benign: list[Verdict] = []
-    for name, some in verdicts.items():
-        for verdict in some:
-            if verdict.behavior_id not in kinds:
-                raise InputError(
-                    f"a verdict of {name!r} is on {unknown('behavior', verdict.behavior_id, [])}; "
-                    "give the behaviors that it was made from"
-                )
-            if kinds[verdict.behavior_id] == "benign":
-                benign += [verdict] if tells_refusals(name) else []
-            else:
-                harmful += [verdict] if tells_success(name) else []
-    return success_rates(harmful, behaviors), refusal_rates(behaviors, benign)
+    success, refusals = _told_apart(behaviors, verdicts)
+    return success_rates(success, behaviors), refusal_rates(behaviors, refusals)
+
+
+def summary_by_source(
+    behaviors: Sequence[Behavior],
+    verdicts: Mapping[str, Sequence[Verdict]],
+    sources: Mapping[str, str],
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """`summary` of the behaviors of each source, in a first column ``source``.
+
+    ``sources``: a behavior's id -> where it comes from, such as its suite's file.
+    """
+    found: tuple[list[pd.DataFrame], list[pd.DataFrame]] = ([], [])
+    for source in dict.fromkeys(sources.values()):
+        some = [behavior for behavior in behaviors if sources[behavior.id] == source]
+        ids = {behavior.id for behavior in some}
+        of = {name: [v for v in made if v.behavior_id in ids] for name, made in verdicts.items()}
+        for tables, table in zip(found, summary(some, of), strict=True):
+            table.insert(0, "source", source)
+            tables.append(table)
+    success, refusals = (pd.concat(tables, ignore_index=True) for tables in found)
+    return success, refusals
+
+
+def scores(
+    behaviors: Sequence[Behavior], verdicts: Mapping[str, Sequence[Verdict]]
+) -> pd.DataFrame:
+    """Mean scores on harmful behaviors, as `score_means` counts, of the judges that give some."""
+    harmful = {behavior.id for behavior in behaviors if behavior.kind == "harmful"}
+    scored = [v for name, made in verdicts.items() if tells_scores(name) for v in made]
+    return score_means([v for v in scored if v.behavior_id in harmful], behaviors)
+
+
+def outcomes(
+    behaviors: Sequence[Behavior],
+    verdicts: Mapping[str, Sequence[Verdict]],
+    sources: Mapping[str, str],
+) -> pd.DataFrame:
+    """What `summary` counts one by one: for comparisons of evaluations.
+
+    Columns: ``source`` (as in `summary_by_source`), ``measure`` ("success" of an attack, "refusal"
+    in full), judge, attack, kind, scope, behavior, ``request`` (a digest of what the behavior
+    asks), and ``outcome``: 1, 0, or None where the judge said nothing that can be read.
+    """
+    success, refusals = _told_apart(behaviors, verdicts)
+    told = success_outcomes(success, behaviors).rename(columns={"success": "outcome"})
+    refused = refusal_outcomes(behaviors, refusals).rename(columns={"full": "outcome"})
+    rows = pd.concat(
+        [told.assign(measure="success", kind="harmful"), refused.assign(measure="refusal")]
+    )
+    request = {behavior.id: digest(behavior.request) for behavior in behaviors}
+    rows["request"] = rows["behavior"].map(request)
+    rows["source"] = rows["behavior"].map(dict(sources))
+    rows["outcome"] = [None if pd.isna(each) else int(each) for each in rows["outcome"]]
+    columns = ["source", "measure", "judge", "attack", "kind", "scope", "behavior", "request"]
+    return rows[[*columns, "outcome"]].astype({"outcome": "Int64"}).reset_index(drop=True)
 
 
 def write_suite_files(
@@ -367,8 +443,8 @@ def write_suite_files(
     A behavior for which the attack has no prompt is a null prompt for JailbreakBench and an empty
     test case with an empty generation, no success, for HarmBench: none is left out of a rate.
     """
-    if suite not in ("harmbench", "jailbreakbench"):
-        raise InputError(unknown("suite", suite, ("harmbench", "jailbreakbench")))
+    if suite not in SUITES:
+        raise InputError(unknown("suite", suite, SUITES))
     if len(completions) != len(verdicts):
         raise InputError(
             f"{suite}: its files hold completions with their verdicts, and there are "
@@ -415,6 +491,30 @@ def write_suite_files(
     return said
 
 
+def _told_apart(
+    behaviors: Sequence[Behavior], verdicts: Mapping[str, Sequence[Verdict]]
+) -> tuple[list[Verdict], list[Verdict]]:
+    """Verdicts that tell of success, on harmful behaviors; and those that tell of refusals."""
+    kinds = {behavior.id: behavior.kind for behavior in behaviors}
+    success: list[Verdict] = []
+    refusals: dict[str, list[Verdict]] = {"benign": [], "harmful": []}
+    for name, some in verdicts.items():
+        for verdict in some:
+            if verdict.behavior_id not in kinds:
+                first = ", ".join(list(kinds)[:3]) or "none"
+                raise InputError(
+                    f"a verdict of {name!r} is on behavior {verdict.behavior_id!r}, which is not "
+                    f"among the {len(kinds)} given ({first}, …); give the behaviors that it was "
+                    "made from"
+                )
+            kind = kinds[verdict.behavior_id]
+            if tells_refusals(name):
+                refusals[kind].append(verdict)
+            if kind == "harmful" and tells_success(name):
+                success.append(verdict)
+    return success, [*refusals["benign"], *refusals["harmful"]]
+
+
 def _in_words_of_suites(verdict: Verdict) -> Verdict:
     """What a judge said, as the suites' writers know it: their own words, and `UNPARSABLE`."""
     said = attack_succeeded(verdict)
@@ -436,19 +536,6 @@ def _known_to(attack: Attack, behavior: Behavior) -> Behavior:
     foreign = aims - {*attack.needs, *attack.uses}
     kept = {key: value for key, value in behavior.metadata.items() if key not in foreign}
     return replace(behavior, metadata=kept)
-
-
-def _check_reached(attack: Attack, reached: Reached) -> None:
-    """Raise InputError where the model is not reached in the way that the attack needs."""
-    for need, lacks in (("model", reached.model), ("tokenizer", reached.tokenizer)):
-        if need in attack.uses and lacks is None:
-            raise InputError(
-                f"attack {attack.name!r} needs the model's own {need} in this process, for "
-                "gradients, log-probabilities or its template; take generator 'transformers', or "
-                "leave the attack out"
-            )
-    if "prefill" in attack.uses:
-        _check_prefill(f"attack {attack.name!r}", reached.generator)
 
 
 def _check_prefill(what: str, generator: Any) -> None:
@@ -577,12 +664,12 @@ def _said(completion: Completion, name: str) -> float | None:
     return value if isinstance(value, int | float) else None
 
 
-def _mean_of(counts: Sequence[tuple[str, float]]) -> str:
+def _mean_of(counts: Sequence[tuple[str, float]]) -> Mean | None:
     if not counts:
-        return "not known"
+        return None
     # Fewer draws of very many behaviors: they are all in memory at once.
     draws = max(1_000, min(10_000, 20_000_000 // len(counts)))
-    return str(clustered_mean([n for _, n in counts], [of for of, _ in counts], draws=draws))
+    return clustered_mean([n for _, n in counts], [of for of, _ in counts], draws=draws)
 
 
 def _number(value: float | None) -> float:

@@ -145,6 +145,17 @@ class BehaviorRate(Rate):
         )
 
 
+def rate_over_behaviors(outcomes: Sequence[bool], behaviors: Sequence[Hashable]) -> Rate:
+    """A `Rate` of one outcome a behavior; a `BehaviorRate` where one of them has several.
+
+    Raises InputError for unequal lengths and missing behaviors.
+    """
+    _same_number("outcomes", outcomes, behaviors)
+    if len(set(behaviors)) < len(behaviors):
+        return BehaviorRate.of(outcomes, behaviors)
+    return Rate(sum(bool(each) for each in outcomes), len(outcomes))
+
+
 def clustered_kappa(
     a: Sequence[Hashable], b: Sequence[Hashable], behaviors: Sequence[Hashable]
 ) -> Kappa:
