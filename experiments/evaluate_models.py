@@ -1,6 +1,6 @@
 """Chapter 15 for every combination of models, defences and seeds, and one table of them all.
 
-    python experiments/evaluate_models.py experiments/evaluations.yaml results/evaluations
+    python experiments/evaluate_models.py experiments/evaluations/toy.yaml results/evaluations
 
 The first file says what all have in common, and what differs::
 
@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "file", type=Path, help="what is evaluated: see experiments/evaluations.yaml"
+        "file", type=Path, help="what is evaluated: see experiments/evaluations/toy.yaml"
     )
     parser.add_argument("output", type=Path, help="the folder of all results")
     options = parser.parse_args(arguments)
