@@ -152,7 +152,12 @@ def attack_all(
         path = folder / "test_cases" / f"{name}.jsonl"
         if not _is_there(path, settings) and harmful:
             check_reached([attack], reached)
-            attack.run([], replace(target_of(attack), progress=None), material, seed)
+            target = replace(target_of(attack), progress=None)
+            attack.run([], target, material, seed)  # says what it lacks, and asks nothing
+            if hasattr(attack, "aim"):
+                on = target.surrogates[0] if target.surrogates else target
+                for behavior in known:
+                    attack.aim(behavior, on.tokenizer)
         steps.append((path, attack, known, settings))
     found: list[TestCase] = []
     for path, attack, known, settings in tqdm(steps, desc="attacks", unit="attack"):

@@ -33,8 +33,9 @@ class Comparison:
             in all of them is one draw) and ``over seeds`` (`mean_over_seeds`; None of one run).
         differences: a row for each of `CELL` and each pair of models, on the requests that both
             were asked. Columns: those, ``a``, ``b``, ``requests``, ``only a`` and ``only b`` (pairs
-            of outcomes of which one alone is true), ``p`` (`paired_permutation`) and ``p (Holm)``,
-            corrected for all rows.
+            of outcomes of which one alone is true), ``p`` (`paired_permutation`) and ``p Holm``,
+            corrected for all rows. Of a judge that tells success, refusals of harmful requests are
+            not tested besides: it would be the same question twice.
     """
 
     rates: pd.DataFrame
@@ -57,14 +58,14 @@ def compare_evaluations(folders: Sequence[str | Path]) -> Comparison:
     rate and no pair.
 
     Raises InputError for a folder that is none, a folder given twice, and where judges of one name
-    asked different models: their labels are not comparable.
+    asked different models or answers were of different lengths at most: those are not comparable.
     """
     places = [Path(folder).resolve() for folder in folders]
     for place, n in Counter(places).items():
         if n > 1:
             raise InputError(f"{place}: is given {n} times; give each evaluation once")
     runs = [Run.read(folder) for folder in folders]
-    _check_judges(folders, runs)
+    _check_comparable(folders, runs)
     names = [
         ", ".join(filter(None, (run.model, run.defense))) or str(folder)
         for run, folder in zip(runs, folders, strict=True)
@@ -95,17 +96,17 @@ def _outcomes(folder: str | Path) -> pd.DataFrame:
         raise InputError(f"{path}: not what an evaluation writes ({said}); run it again") from None
 
 
-def _check_judges(folders: Sequence[str | Path], runs: Sequence[Run]) -> None:
-    seen: dict[str, tuple[str, str | Path]] = {}
+def _check_comparable(folders: Sequence[str | Path], runs: Sequence[Run]) -> None:
+    seen: dict[str, tuple[object, str | Path]] = {}
     for folder, run in zip(folders, runs, strict=True):
-        for judge, model in run.judges.items():
-            if model is None:
+        asked = {f"judge {judge!r} asks": model for judge, model in run.judges.items()}
+        for what, value in {**asked, "max_new_tokens is": run.max_new_tokens}.items():
+            if value is None:  # of somebody's file: not known
                 continue
-            other, where = seen.setdefault(judge, (model, folder))
-            if other != model:
+            other, where = seen.setdefault(what, (value, folder))
+            if other != value:
                 raise InputError(
-                    f"{folder}: judge {judge!r} asks {model}, and in {where} it asks {other}; "
-                    "have one judge label both"
+                    f"{folder}: {what} {value}, and in {where} it is {other}; evaluate both alike"
                 )
 
 
@@ -135,8 +136,12 @@ def _differences(told: pd.DataFrame) -> pd.DataFrame:
         run=told.groupby("model")["seed"].rank("dense"),
         number=told.groupby([*CELL, "model", "seed", "behavior"]).cumcount(),
     )
+    success = told[told["measure"] == "success"]
+    asked_already = {("refusal", *key) for key in success[CELL[1:]].itertuples(index=False)}
     rows = []
     for key, cell in told.groupby(CELL, sort=False):
+        if key in asked_already:
+            continue
         of_model = dict(tuple(cell.groupby("model", sort=False)))
         for first, second in itertools.combinations(of_model, 2):
             pairs = of_model[first].merge(
@@ -151,4 +156,4 @@ def _differences(told: pd.DataFrame) -> pd.DataFrame:
             rows.append((*key, first, second, *counts))
     columns = [*CELL, "a", "b", "requests", "only a", "only b", "p"]
     frame = pd.DataFrame(rows, columns=columns)
-    return frame.assign(**{"p (Holm)": holm(frame["p"].tolist())})
+    return frame.assign(**{"p Holm": holm(frame["p"].tolist())})

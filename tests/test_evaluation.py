@@ -271,6 +271,10 @@ def test_what_an_attack_lacks_of_the_model_is_said_before_the_first(tmp_path: Pa
         asked = attacks(best_of_n={"n": 1}, **chosen)
         with pytest.raises(InputError, match=says):
             attack_all(BEHAVIORS, asked, defended, STRINGS, tmp_path, max_new_tokens=3)
+    local = Reached(Echo(), "m", object(), tiny_tokenizer("llama"))  # it has no pivots
+    with pytest.raises(InputError, match="'gcg_pivot': pivot_target of behavior 'b0' holds no"):
+        attack_all(BEHAVIORS, attacks(best_of_n={"n": 1}, gcg_pivot={}), local, STRINGS, tmp_path,
+                   max_new_tokens=3)  # fmt: skip
     prefilled = [TestCase("b0", "theirs", "p", prefill="Sure")]
     with pytest.raises(InputError, match="a test case begins the answer itself"):
         answer_all(prefilled, defended, tmp_path, max_new_tokens=3)

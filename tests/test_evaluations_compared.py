@@ -72,7 +72,11 @@ def test_models_under_an_attack_over_seeds(tmp_path: Path) -> None:
     assert a["rate"].behaviors == 8 and (b["rate"].successes, b["rate"].n) == (2, 15)
     assert a["over seeds"] == mean_over_seeds([Rate(7, 8), Rate(5, 8)])
     tests = found.differences
-    assert list(tests["p (Holm)"]) == holm(tests["p"].tolist())
+    assert list(tests["p Holm"]) == holm(tests["p"].tolist())
+    assert tests[["measure", "kind"]].to_numpy().tolist() == [
+        ["success", "harmful"],
+        ["refusal", "benign"],
+    ]
     test = tests[tests["measure"] == "success"].iloc[0]
     assert (test["a"], test["b"], test["requests"]) == ("a", "b, smooth_llm", 8)
     assert (test["only a"], test["only b"]) == (10, 0)  # of the pair without a label, neither
@@ -125,9 +129,13 @@ def test_what_is_not_comparable_is_said(tmp_path: Path) -> None:
     first = finished(tmp_path / "a", run("a", judges={"harmbench": "m1", "gcg": ""}), verdicts(3))
     other = finished(tmp_path / "b", run("b", judges={"harmbench": "m2"}), verdicts(3))
     theirs = finished(tmp_path / "c", run("c", judges={"harmbench": None}), verdicts(3))
-    with pytest.raises(InputError, match="b: judge 'harmbench' asks m2, and in .*a it asks m1"):
+    with pytest.raises(InputError, match="b: judge 'harmbench' asks m2, and in .*a it is m1"):
         compare_evaluations([first, other])
     assert len(compare_evaluations([first, theirs]).differences)
+    for name, length in (("short", 16), ("long", 1024)):
+        finished(tmp_path / name, run(name, max_new_tokens=length), verdicts(3))
+    with pytest.raises(InputError, match="long: max_new_tokens is 1024, and in .*short it is 16;"):
+        compare_evaluations([tmp_path / "short", theirs, tmp_path / "long"])
     with pytest.raises(InputError, match="is given 2 times"):
         compare_evaluations([first, theirs, first])
     with pytest.raises(InputError, match=r"no finished evaluation, it has no run\.json; give"):
