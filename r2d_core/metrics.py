@@ -203,8 +203,9 @@ NUMBERS = {
 def as_columns(
     frame: pd.DataFrame, *, rates: Sequence[str] = (), means: Sequence[str] = ()
 ) -> pd.DataFrame:
-    """A table for a file: each column of rates as five, of means as four (`NUMBERS`).
+    """A table for a file: each column of rates as six, of means as four (`NUMBERS`).
 
+    The sixth is ``behaviors``, of how many the outcomes are: as many as outcomes in a plain `Rate`.
     They are named here and not found by what is in them, so the columns are the same in a table of
     no rows. Where a row has none (None) they are empty. Raises InputError for a column that is not
     there.
@@ -219,6 +220,10 @@ def as_columns(
         for number in NUMBERS["rate" if name in rates else "mean"]:
             columns[f"{name}_{number}"] = [
                 None if value is None else getattr(value, number) for value in values
+            ]
+        if name in rates:
+            columns[f"{name}_behaviors"] = [
+                None if value is None else getattr(value, "behaviors", value.n) for value in values
             ]
     return pd.DataFrame(columns)
 

@@ -532,8 +532,8 @@ def test_summary_of_judges_that_say_one_thing_only() -> None:
     assert set(success["judge"]) == {"llama_guard_3"}
     assert refusals["full"][0] == Rate(1, 1)
     flat = as_columns(success, rates=["success"])
-    numbers = ("rate", "successes", "n", "low", "high")
-    assert list(flat.columns)[3:8] == [f"success_{n}" for n in numbers]
+    numbers = ("rate", "successes", "n", "low", "high", "behaviors")
+    assert list(flat.columns)[3:9] == [f"success_{n}" for n in numbers]
     none = as_columns(success.head(0), rates=["success"])
     assert none.empty and list(none.columns) == list(flat.columns)
     with pytest.raises(InputError, match="lacks the column 'rate'"):
@@ -1170,12 +1170,12 @@ def test_the_notebook_on_a_model_of_ones_own(checkpoint: Path, tmp_path: Path) -
         judges={"gcg_strings": {}, "xstest_strings": {}}, output_dir=str(tmp_path / "again"),
     )  # fmt: skip
     assert {path.stem for path in out.glob("verdicts/*.jsonl")} == {"gcg_strings", "xstest_strings"}
-    assert "xstest_strings,benign,whole,1" in (out / "refusals.csv").read_text()
+    assert "xstest_strings,benign,benign,whole,1" in (out / "refusals.csv").read_text()
     # Their verdicts alone: neither the model nor the answers.
     counted = evaluate(
         tmp_path, behaviors=[str(table), str(benign)], verdicts=str(out / "verdicts"),
         output_dir=str(tmp_path / "counted"),
     )  # fmt: skip
-    assert {path.suffix for path in counted.iterdir()} == {".csv", ".json", ""}  # nothing asked
+    assert {path.suffix for path in counted.iterdir()} == {".csv", ".json", ".lock"}
     for name in ("success.csv", "refusals.csv"):
         assert (counted / name).read_bytes() == (out / name).read_bytes()

@@ -89,7 +89,8 @@ def test_models_under_an_attack_over_seeds(tmp_path: Path) -> None:
     assert [each.rate for each in refusals["rate"]] == [1 / 4, 0]
     found.write(tmp_path)
     written = pd.read_csv(tmp_path / "compared.csv").iloc[0]
-    assert written["rate_rate"] == 12 / 16 and written["over_seeds_estimate"] == 12 / 16
+    assert written["rate_rate"] == 12 / 16 and written["rate_behaviors"] == 8
+    assert written["rate_n"] == 16 and written["over_seeds_estimate"] == 12 / 16
     assert len(pd.read_csv(tmp_path / "differences.csv")) == len(tests)
     one = compare_evaluations(folders[:1])
     assert one.differences.empty and list(one.rates["over seeds"].dropna()) == []
