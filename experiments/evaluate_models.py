@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
-from run_notebook import NotebookFailed, execute, ran_to_its_end
+from run_notebook import NotebookFailed, end_by_signals, execute, ran_to_its_end
 
 from r2d_core.checking import mismatch, unknown
 from r2d_core.errors import InputError
@@ -144,4 +144,5 @@ def is_finished(page: Path, parameters: Mapping[str, Any]) -> bool:
 
 
 if __name__ == "__main__":
+    end_by_signals()
     sys.exit(main())

@@ -56,8 +56,7 @@ class NotebookFailed(Exception):
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     options = _options(arguments)
-    signal.signal(signal.SIGINT, _end_by_signal)
-    signal.signal(signal.SIGTERM, _end_by_signal)
+    end_by_signals()
     if options.end_with:
         threading.Thread(target=_end_with, args=(options.end_with,), daemon=True).start()
     try:
@@ -156,6 +155,12 @@ def ran_to_its_end(executed: Path) -> bool:
     except (OSError, ValueError, AttributeError, nbformat.ValidationError):
         return False  # none, or no notebook: nothing that has to stay
     return bool(record.get("end_time")) and not record.get("exception")
+
+
+def end_by_signals() -> None:
+    """Have SIGINT and SIGTERM end this process with its kernels, which else would outlive it."""
+    signal.signal(signal.SIGINT, _end_by_signal)
+    signal.signal(signal.SIGTERM, _end_by_signal)
 
 
 def fingerprint(parameters: Mapping[str, Any], files: Iterable[Path]) -> str:

@@ -88,6 +88,7 @@ from r2d_core.evaluation import (
     UNASKED,
     answer_all,
     attack_all,
+    check_folder,
     check_reached,
     costs_once,
     judge_once,
@@ -196,15 +197,17 @@ else:
     reached = reach(place, generator, **generator_settings | template)
     if utility:
         utility_config(utility, reached)
+    bare = reached
+    if defense:
+        reached = defend(bare, defense, **drawn)
+    check_folder(folder, reached, run.judges, max_new_tokens=longest)
     aimed = asked
     if not test_cases:
         check_reached(attempts.values(), reached)
         if any("pivot_target" in attack.needs for attack in attempts.values()):
-            aimed = with_own_traces(asked, reached, folder, max_new_tokens=longest)
+            aimed = with_own_traces(asked, bare, folder, max_new_tokens=longest)
     if behaviors:
         aimed = with_forgeries(aimed)
-    if defense:
-        reached = defend(reached, defense, **drawn)
     if test_cases:
         cases = read_test_cases(test_cases)
     else:

@@ -73,6 +73,26 @@ UNASKED = Material((), lambda behavior: (), no_rewrite)
 R = TypeVar("R", TestCase, Completion, Verdict)
 
 
+def check_folder(
+    folder: str | Path, reached: Reached, judges: Mapping[str, str], *, max_new_tokens: int
+) -> None:
+    """Raise InputError where the folder has answers or verdicts of another model.
+
+    Before anything is asked: attacks come first, and are paid for. ``judges``: a judge's name ->
+    that of its model.
+    """
+    folder = Path(folder)
+    made = {"completions": {"model": reached.name, "max_new_tokens": max_new_tokens}}
+    made |= {f"verdicts/{judge}": {"model": model} for judge, model in judges.items()}
+    for name, settings in made.items():
+        path = folder / f"{name}.jsonl"
+        before = _made_with(path)
+        if before is not None:
+            other = [key for key, value in settings.items() if before.get(key) != value]
+            if other:
+                raise InputError(_made_with_another(path, other))
+
+
 def attack_all(
     behaviors: Sequence[Behavior],
     attacks: Mapping[str, Attack],
@@ -584,23 +604,34 @@ def _is_there(
     ``grown``: of the settings before and the names of those that differ, whether what is there may
     be made anew, since nothing in it is of other settings.
     """
-    record = _record(path)
-    if not (path.is_file() and record.is_file()):
+    before = _made_with(path)
+    if before is None:
         return False
-    try:
-        before = json.loads(record.read_text(encoding="utf-8"))
-        names = [*settings, *(name for name in before if name not in settings)]
-    except (ValueError, TypeError) as error:
-        raise InputError(
-            f"{record}: damaged ({error}); delete it and {path.name} to have both made anew"
-        ) from None
     settings = json.loads(json.dumps(settings))
+    names = [*settings, *(name for name in before if name not in settings)]
     other = [name for name in names if before.get(name) != settings.get(name)]
     if not other:
         return True
     if grown is not None and {*before} == {*settings} and grown(before, other):
         return False
-    raise InputError(
+    raise InputError(_made_with_another(path, other))
+
+
+def _made_with(path: Path) -> dict[str, Any] | None:
+    """The settings of the file that is there, None where none is. InputError for damaged ones."""
+    record = _record(path)
+    if not (path.is_file() and record.is_file()):
+        return None
+    try:
+        return dict(json.loads(record.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise InputError(
+            f"{record}: damaged ({error}); delete it and {path.name} to have both made anew"
+        ) from None
+
+
+def _made_with_another(path: Path, other: Sequence[str]) -> str:
+    return (
         f"{path} was made with another {' and '.join(other)}; give another output folder, or "
         f"delete {path.name} to have it made anew"
     )

@@ -26,6 +26,7 @@ from r2d_core.errors import InputError
 from r2d_core.evaluation import (
     answer_all,
     attack_all,
+    check_folder,
     costs_once,
     judge_once,
     spending,
@@ -178,6 +179,14 @@ def test_other_settings_are_said_and_nothing_is_written_over(tmp_path: Path) -> 
     with pytest.raises(InputError, match="another cases;"):
         answer_all(cases[:1], Reached(Echo(), "m"), tmp_path, max_new_tokens=3)
     judge_once(STRINGS, BEHAVIORS, made, tmp_path)
+    check_folder(tmp_path, Reached(Echo(), "m"), {STRINGS.name: "", "new": "x"}, max_new_tokens=3)
+    for model, judges, length, says in (
+        ("other", {}, 3, "completions.jsonl was made with another model;"),
+        ("m", {}, 4, "completions.jsonl was made with another max_new_tokens;"),
+        ("m", {STRINGS.name: "x"}, 3, "harmbench_strings.jsonl was made with another model;"),
+    ):
+        with pytest.raises(InputError, match=says):
+            check_folder(tmp_path, Reached(Echo(), model), judges, max_new_tokens=length)
     other = [replace(made[0], text="other"), *made[1:]]
     for some in (made[:1], other):
         with pytest.raises(
