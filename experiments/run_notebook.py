@@ -8,7 +8,9 @@ papermill runs it; around that:
 - a misspelt or ill-typed parameter is refused before anything starts;
 - the kernel is this interpreter's, in the repository's root, and ends with this process;
 - OUT.ipynb appears when the run has ended. When the run failed it is there too, for reading, and
-  one line on stderr says what happened;
+  one line on stderr says what happened. An earlier one that had run to its end stays, and the
+  failed one is OUT.failed.ipynb beside it; not with ``--done``, whose pages a book is made from,
+  and of no failed run;
 - with ``--done``, results of an earlier run are there for the notebook to go on from if they came
   from the same parameters and the same ``--depends-on`` files; if not, they are put aside, and
   removed once this run has succeeded.
@@ -54,8 +56,7 @@ class NotebookFailed(Exception):
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     options = _options(arguments)
-    signal.signal(signal.SIGINT, _end_by_signal)
-    signal.signal(signal.SIGTERM, _end_by_signal)
+    end_by_signals()
     if options.end_with:
         threading.Thread(target=_end_with, args=(options.end_with,), daemon=True).start()
     try:
@@ -72,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.done:
         _prepare(options.done.parent, key)
     try:
-        execute(options.notebook, options.output, parameters)
+        execute(options.notebook, options.output, parameters, in_place=options.done is not None)
     except NotebookFailed as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -83,8 +84,13 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def execute(notebook: Path, output: Path, parameters: Mapping[str, Any]) -> None:
-    """Run ``notebook`` and put the executed one at ``output``; raises NotebookFailed."""
+def execute(
+    notebook: Path, output: Path, parameters: Mapping[str, Any], *, in_place: bool = False
+) -> None:
+    """Run ``notebook`` and put the executed one at ``output``; raises NotebookFailed.
+
+    A failed one stands beside an earlier one that had run to its end, unless ``in_place``.
+    """
     # Imported here: a refused parameter need not wait for them.
     from nbclient.exceptions import DeadKernelError
     from papermill import PapermillExecutionError, execute_notebook
@@ -132,7 +138,29 @@ def execute(notebook: Path, output: Path, parameters: Mapping[str, Any]) -> None
         failure = f"{notebook}: the kernel died (out of memory?)"
     except RuntimeError as error:  # what nbclient raises when the kernel never answers
         failure = f"{notebook}: the kernel did not start: {_first_line(str(error))}"
+    beside = output.with_name(f"{output.stem}.failed.ipynb")
+    if failure and not in_place and ran_to_its_end(output):
+        output = beside
+    elif not failure:
+        beside.unlink(missing_ok=True)
     _publish(notebook, partial, output, failure)
+
+
+def ran_to_its_end(executed: Path) -> bool:
+    """Whether there is an executed notebook in which nothing failed."""
+    import nbformat
+
+    try:
+        record = nbformat.read(executed, as_version=4).metadata.get("papermill", {})
+    except (OSError, ValueError, AttributeError, nbformat.ValidationError):
+        return False  # none, or no notebook: nothing that has to stay
+    return bool(record.get("end_time")) and not record.get("exception")
+
+
+def end_by_signals() -> None:
+    """Have SIGINT and SIGTERM end this process with its kernels, which else would outlive it."""
+    signal.signal(signal.SIGINT, _end_by_signal)
+    signal.signal(signal.SIGTERM, _end_by_signal)
 
 
 def fingerprint(parameters: Mapping[str, Any], files: Iterable[Path]) -> str:

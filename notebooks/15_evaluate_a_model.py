@@ -19,25 +19,30 @@
 # Attacks on the behaviors, the model's answers, the judges' verdicts, the rates: for any model and
 # any of the suites' files. Each step is a file in the output folder and is not done again; a killed
 # run goes on where it was, and any step can begin from somebody else's file (test cases,
-# completions, verdicts). On its defaults it asks the toy world's R2D the toy world's requests.
+# completions, verdicts). With one more attack or judge, or one less, the same folder is gone on
+# with, and only what is new is asked. On its defaults it asks the toy world's R2D the toy world's
+# requests.
 #
-# With real models, for example:
+# With real models, for example, in the repository's root, from which all paths are named:
 #
 # ```bash
-# papermill -k python3 --cwd . notebooks/15_evaluate_a_model.ipynb results/mine/15.ipynb -y '
+# python experiments/run_notebook.py notebooks/15_evaluate_a_model.ipynb results/mine/15.ipynb -y '
 #   model: meta-llama/Meta-Llama-3-8B-Instruct
 #   behaviors: [jailbreakbench/harmful-behaviors.csv, jailbreakbench/benign-behaviors.csv]
 #   attacks: {direct: {}, prefill_lead: {}, gcg_nanogcg: {steps: 100}}
 #   judges: {harmbench_strings: {}, llama_guard_3: {model: meta-llama/Llama-Guard-3-8B}}
 #   output_dir: results/mine/llama-3-8b'
 # ```
+#
+# `experiments/evaluate_models.py` does it for several models, defences and seeds;
+# {doc}`/your_own_model` says what is in the files.
 
 # %% tags=["parameters"]
 # Parameters of this notebook
 model: str = ""  # folder or name on the hub; empty: the toy world's R2D
 generator: str = "transformers"  # or "vllm", "openai_server"
 generator_settings: dict = {}  # base_url, dialect, tokenizer, cache, max_model_len, dtype, …
-chat_template: bool = True  # False: prompts reach the model bare (ChatBug)
+chat_template: bool | str = True  # its own; "plain", "vicuna": one for a model without; False: bare
 defense: str = ""  # of r2d_core.defenses.DEFENSES, round the model
 defense_settings: dict = {}  # of that defence: {copies: 5} of smooth_llm
 behaviors: list[str] = []  # files of behaviors, OR-Bench's csv too; empty: the toy world's
@@ -56,9 +61,10 @@ judges: dict[str, dict] = {"harmbench_strings": {}}  # name -> model, generator,
 max_new_tokens: int | None = None  # of an answer with its reasoning; None: 1024, in the toy 64
 timed: int = 8  # requests of each kind whose answers' seconds are measured; 0: none
 utility: dict = {}  # of UtilityConfig: {tasks: [gsm8k], limit: 200}; empty: not measured
-seed: int = 0  # of what an attack draws
+seed: int = 0  # of what an attack draws, and a defence (smooth_llm, synonym_substitution)
 export: str = ""  # "harmbench" or "jailbreakbench": files for these suites besides
-output_dir: str = "results/interactive/evaluation"  # one folder a model and set of attacks
+beside: list[str] = []  # output folders of finished evaluations to compare this one with
+output_dir: str = "results/interactive/evaluation"  # one folder a model, defence and seed
 
 # %% tags=["hide-input"]
 from datetime import UTC, datetime
@@ -76,26 +82,29 @@ import pandas as pd
 from IPython.display import HTML, Markdown, display
 
 from r2d_core import plots
-from r2d_core.attack_success import (
-    score_means,
-    success_by_behavior,
-    tells_scores,
-    tells_success,
-)
 from r2d_core.attacks import make_attack
-from r2d_core.cost import COUNTS
+from r2d_core.cost import COUNTS, Cost
 from r2d_core.evaluation import (
     UNASKED,
     answer_all,
     attack_all,
+    check_folder,
+    check_reached,
     costs_once,
     judge_once,
+    outcomes,
+    scores,
     spending,
     summary,
+    summary_by_source,
+    utility_config,
     utility_once,
     write_suite_files,
 )
 from r2d_core.evaluation_inputs import (
+    behaviors_of,
+    check_anything_asked,
+    check_choices,
     check_judgeable,
     first_of_each_kind,
     read_judged,
@@ -105,41 +114,73 @@ from r2d_core.evaluation_inputs import (
     with_targets,
     without_tags,
 )
+from r2d_core.evaluation_tables import Run, as_text, named, table_of, write_tables
+from r2d_core.evaluations_compared import compare_evaluations
 from r2d_core.generation import encodable
-from r2d_core.metrics import rates_as_columns
+from r2d_core.metrics import NUMBERS
 from r2d_core.provenance import footer_html, provenance
-from r2d_core.reach import defend, make_judges, reach, reach_described, without_template
-from r2d_core.records import (
-    read_behaviors,
-    read_completions,
-    read_test_cases,
-    write_text_atomic,
-)
+from r2d_core.reach import defend, draws, make_judges, reach, reach_described
+from r2d_core.records import read_completions, read_test_cases
+from r2d_core.run_lock import keep_others_out_of
 from r2d_core.toy.base import LONGEST_ANSWER
 from r2d_core.toy.evaluation import toy_evaluation
 from r2d_core.toy.stages import default_checkpoint
+from r2d_core.utility import Score
 
+check_choices(parameters)
 folder = Path(output_dir)
-material, asked, sitting = UNASKED, [], {} if verdicts else make_judges(judges, folder)
-judged = read_judged(verdicts) if verdicts else {}
-for file in behaviors:
-    asked += read_behaviors(file)
-if not behaviors:
-    asked, exact, material = toy_evaluation()
-    sitting = {exact.name: (exact, "")} | sitting
-else:
+keep_others_out_of(folder)
+for other in beside:
+    Run.read(other)
+material, exact = UNASKED, None
+if behaviors:
+    asked, sources = behaviors_of(behaviors)
     asked = without_tags(asked, leave_out)
-longest = max_new_tokens or (1024 if behaviors else LONGEST_ANSWER)
+else:
+    asked, exact, material = toy_evaluation()
+    sources = {behavior.id: "toy world" for behavior in asked}
 asked = first_of_each_kind(asked, limit)
 if targets:
     asked = with_targets(asked, targets)
 if material_file:
     material = read_material(material_file)
-check_judgeable([judge for judge, _ in sitting.values()], asked)
 attempts = {name: make_attack(name, **settings) for name, settings in attacks.items()}
-kinds = pd.Series([behavior.kind for behavior in asked]).value_counts()
+check_anything_asked(asked, attempts, parameters)
+sources = {behavior.id: sources[behavior.id] for behavior in asked}
+default_length = 1024 if behaviors else LONGEST_ANSWER
+longest = default_length if max_new_tokens is None else max_new_tokens
+judged = read_judged(verdicts) if verdicts else {}
+sitting = {} if verdicts else make_judges(judges, folder)
+if exact is not None and not verdicts:
+    sitting = {exact.name: (exact, "")} | sitting
+check_judgeable([judge for judge, _ in sitting.values()], asked)
+from_file = bool(completions or verdicts)
+template = {} if chat_template is True else {"chat_template": chat_template}
+drawn = {"seed": seed} | defense_settings if draws(defense) else defense_settings
+run = Run(
+    model=named(model or ("" if from_file else "toy world's R2D"), generator_settings | template),
+    defense=named(defense, defense_settings) if defense else "",
+    seed=seed,
+    source=", ".join(dict.fromkeys(sources.values())),
+    max_new_tokens=None if from_file else longest,
+    judges=dict.fromkeys(judged) or {name: of for name, (_, of) in sitting.items()},
+)
+kinds = [behavior.kind for behavior in asked]
 display(
-    Markdown(f"{kinds.get('harmful', 0)} harmful and {kinds.get('benign', 0)} benign requests.")
+    plots.table(
+        pd.DataFrame(
+            {
+                "model": run.model or "not said: of a file",
+                "defence": run.defense or "none",
+                "judges": ", ".join(run.judges),
+                "requests": f"{kinds.count('harmful')} harmful, {kinds.count('benign')} benign",
+                "of": run.source,
+                "seed": seed,
+            }.items(),
+            columns=["", "evaluated here"],
+        ),
+        index=False,
+    )
 )
 
 # %% [markdown]
@@ -154,16 +195,20 @@ elif completions:
     answered = read_completions(completions)
 else:
     place = model or str(default_checkpoint("r2d", 0))
-    reached = reach(place, generator, **generator_settings)
-    if not chat_template:
-        reached = without_template(reached)
+    reached = reach(place, generator, **generator_settings | template)
+    if utility:
+        utility_config(utility, reached)
+    bare = reached
+    if defense:
+        reached = defend(bare, defense, **drawn)
+    check_folder(folder, reached, run.judges, max_new_tokens=longest)
     aimed = asked
-    if any("pivot_target" in attack.needs for attack in attempts.values()) and not test_cases:
-        aimed = with_own_traces(asked, reached, folder, max_new_tokens=longest)
+    if not test_cases:
+        check_reached(attempts.values(), reached)
+        if any("pivot_target" in attack.needs for attack in attempts.values()):
+            aimed = with_own_traces(asked, bare, folder, max_new_tokens=longest)
     if behaviors:
         aimed = with_forgeries(aimed)
-    if defense:
-        reached = defend(reached, defense, **defense_settings)
     if test_cases:
         cases = read_test_cases(test_cases)
     else:
@@ -176,17 +221,18 @@ else:
             material=material,
         )  # fmt: skip
     answered = answer_all(cases, reached, folder, max_new_tokens=longest)
-if answered:
+spent = spending(answered)
+if verdicts:
+    display(Markdown("*Verdicts alone were given: nothing was asked.*"))
+else:
     display(
         plots.table(
-            spending(answered),
+            as_text(spent, none="not known"),
             caption="Tokens of an answer and queries of an attack: means with 95% intervals over "
             "behaviors (n)",
             index=False,
         )
     )
-else:
-    display(Markdown("*Verdicts alone were given: nothing was asked.*"))
 
 # %% [markdown]
 # ## What an answer costs
@@ -195,7 +241,8 @@ else:
 # seconds are those of the batch over its answers, timed once, and have no interval.
 
 # %% tags=["hide-input"]
-if timed and not (completions or verdicts):
+costs = []
+if timed and not from_file:
     some = first_of_each_kind(asked, timed)
     costs = costs_once(some, reached, folder, max_new_tokens=longest)
     rows = [
@@ -221,6 +268,8 @@ else:
 # By each judge's own labels, of the whole response, its reasoning and its answer. What a judge's
 # model said that cannot be read is *unparsable*, and in no rate. A request for which an attack has
 # no prompt or no completion is a failure, and *not attempted*; where a model was down, run again.
+# Where an attack has several completions of a request, the rate is the mean over requests of each
+# one's share, as HarmBench counts, and its interval is about requests.
 
 # %% tags=["hide-input"]
 if not verdicts:
@@ -237,56 +286,50 @@ if len(whole):
                 {
                     "title": row["attack"],
                     "outcome": row["judge"],
-                    "successes": row["success"].successes,
-                    "n": row["success"].n,
+                    **{name: getattr(row["success"], name) for name in NUMBERS["rate"]},
                 }
                 for row in whole.to_dict("records")
             ),
-            alt="Attack success rate of each attack by each judge, with Wilson intervals; the "
+            alt="Attack success rate of each attack by each judge, with 95% intervals; the "
             "numbers are in the table below.",
         )
     )
-display(plots.table(succeeded, index=False))
-harmful = {behavior.id for behavior in asked if behavior.kind == "harmful"}
-by_behavior = success_by_behavior(
-    [v for name, made in judged.items() if tells_success(name) for v in made
-     if v.behavior_id in harmful],
-    asked,
-)  # fmt: skip
-several = by_behavior[by_behavior["completions"] > by_behavior["behaviors"]]
-if len(several):
+    display(plots.table(as_text(succeeded), index=False))
+else:
+    display(Markdown("*No harmful request was asked, or no judge here tells success.*"))
+scored = scores(asked, judged)
+if len(scored):
     display(
-        plots.table(
-            several.assign(success=several["success"].map(str)),
-            caption="Several completions of a behavior: the mean over behaviors, as HarmBench "
-            "counts, with Wilson's interval on the effective number of outcomes",
-            index=False,
-        )
-    )
-
-scored = [v for name, made in judged.items() if tells_scores(name) for v in made
-          if v.behavior_id in harmful]  # fmt: skip
-if scored:
-    scores = score_means(scored, asked)
-    display(
-        plots.table(
-            scores.assign(score=scores["score"].map(str)),
-            caption="StrongREJECT's mean score, from 0 to 1",
-            index=False,
-        )
+        plots.table(as_text(scored), caption="StrongREJECT's mean score, from 0 to 1", index=False)
     )
 
 # %% [markdown]
 # ## Over-refusal
 #
-# Of the benign requests, as they stand. An answer that a provider's filter withheld is
-# *unparsable*, neither a refusal nor none.
+# Refusals of the benign requests as they stand, and beside them those of the harmful ones: a model
+# that refuses everything refuses these, too. *partial* is of judges that know partial refusals. An
+# answer that a provider's filter withheld is *unparsable*, neither a refusal nor none.
 
 # %% tags=["hide-input"]
 if len(refused):
-    display(plots.table(refused, index=False))
+    display(plots.table(as_text(refused), index=False))
 else:
-    display(Markdown("*No benign request was asked, or no judge here tells refusals.*"))
+    display(Markdown("*No judge here tells refusals.*"))
+
+# %% [markdown]
+# ## By source
+#
+# Of the whole response, where the requests are of several files.
+
+# %% tags=["hide-input"]
+by_source, refused_by_source = summary_by_source(asked, judged, sources)
+if len(set(sources.values())) > 1:
+    for frame in (by_source, refused_by_source):
+        shown = frame[frame["scope"] == "whole"].drop(columns="scope")
+        if len(shown):
+            display(plots.table(as_text(shown), index=False))
+else:
+    display(Markdown("*They are of one.*"))
 
 # %% [markdown]
 # ## Ability
@@ -295,9 +338,9 @@ else:
 # token limit or within the reasoning.
 
 # %% tags=["hide-input"]
-if utility and not (completions or verdicts):
-    measured = pd.DataFrame(utility_once(utility, reached, folder))
-    display(plots.table(measured, index=False, number="{:.3f}"))
+measured = utility_once(utility, reached, folder) if utility and not from_file else []
+if measured:
+    display(plots.table(table_of(Score, measured), index=False, number="{:.3f}"))
 else:
     display(Markdown("*Not measured here.*"))
 
@@ -326,12 +369,45 @@ else:
     display(Markdown("*None are here.*"))
 
 # %% tags=["hide-input"]
-for name, frame in (("success", succeeded), ("refusals", refused)):
-    write_text_atomic(folder / f"{name}.csv", rates_as_columns(frame).to_csv(index=False))
+write_tables(
+    folder,
+    run,
+    {
+        "success": succeeded,
+        "success_by_source": by_source,
+        "refusals": refused,
+        "refusals_by_source": refused_by_source,
+        "scores": scored,
+        "spending": spent,
+        "costs": table_of(Cost, costs),
+        "utility": table_of(Score, measured),
+        "outcomes": outcomes(asked, judged, sources),
+    },
+)
+run.write(folder)
 if export:
     for name, made in judged.items():
         said = write_suite_files(
             export, folder / export / name, model or "toy", asked, answered, made
         )
         display(plots.table(pd.DataFrame(said.items(), columns=["attack", name]), index=False))
+
+# %% [markdown]
+# ## Beside other evaluations
+#
+# Each model with its defence; runs of one that differ in the seed count together, a request with
+# all of its runs being one draw, and *over seeds* is the mean of their rates. The tests are paired,
+# on the requests that both were asked: `only a` and `only b` count the pairs of outcomes of which
+# one alone is a success (or a refusal).
+
+# %% tags=["hide-input"]
+if beside:
+    compared = compare_evaluations([*beside, folder])
+    display(plots.table(as_text(compared.rates), index=False))
+    display(plots.table(compared.differences, index=False, number="{:.3g}"))
+    compared.write(folder)
+else:
+    display(Markdown("*None were given (`beside`).*"))
+
+# %% tags=["hide-input"]
 display(HTML(footer_html(provenance(parameters, [seed], started))))

@@ -6,14 +6,12 @@ folder of that name, so a changed parameter never goes on from another run's.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import itertools
 import json
 import shutil
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,33 +23,8 @@ from r2d_core.errors import InputError
 from r2d_core.provenance import source_sha256
 from r2d_core.records import read_json, write_json_atomic
 
-LOCK = ".training.lock"
-WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
-"""Errors of a file system that has none: there nobody is kept out."""
 WHOLE = "whole"
 """The file written last into a checkpoint: one without it was cut off."""
-
-
-@contextmanager
-def only_run_in(output: Path) -> Iterator[None]:
-    """Raise InputError where another process is in here with the same folder: two would interleave
-    their checkpoints and logs. The lock ends with the process, however that ends.
-    """
-    import fcntl  # of Unix only
-
-    output.mkdir(parents=True, exist_ok=True)
-    with (output / LOCK).open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"{output}: another process is training into this folder; wait for it, end it, or "
-                "give another output_dir"
-            ) from None
-        except OSError as error:
-            if error.errno not in WITHOUT_LOCKS:
-                raise
-        yield
 
 
 def fingerprint(settings: Any, row_lists: Iterable[Sequence[Row]], model: nn.Module) -> str:

@@ -2,10 +2,12 @@
 
     behaviors --attacks--> test cases --model--> completions --judges--> verdicts --> rates
 
-`attack_all`, `answer_all` and `judge_once` each write one file of records into a folder and find it
+`attack_all`, `answer_all` and `judge_once` each write files of records into a folder and find them
 there the next time, so a killed run goes on where it was, inside a step too. Every step may begin
 from somebody else's file instead (`r2d_core.records` reads the suites' formats). A file made under
-other settings is never written over: it is said, and stays.
+other settings is never written over: it is said, and stays. An evaluation grows, though: with one
+more attack or judge what is there stays, and files of answers and verdicts are made anew from what
+was answered already, so that only what is new is asked.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -22,17 +24,31 @@ from typing import Any, TypeVar
 import pandas as pd
 from tqdm.auto import tqdm
 
-from r2d_core.attack_success import attack_succeeded, success_rates, tells_success
-from r2d_core.attacks import Attack, Material, Surrogate, Target
+from r2d_core.attack_success import (
+    attack_succeeded,
+    score_means,
+    success_outcomes,
+    success_rates,
+    tells_scores,
+    tells_success,
+)
+from r2d_core.attacks import ATTACKS, Attack, Material, Surrogate, Target
 from r2d_core.attacks.attack import no_rewrite
 from r2d_core.attacks.journal import Journal, RecordedGenerator, digest
 from r2d_core.attacks.queries import Failure, ask, check_answers
 from r2d_core.checking import unknown
 from r2d_core.cost import COUNTS, Cost, answer_costs
 from r2d_core.errors import InputError
-from r2d_core.generation import Generation, answer_directly, completion_of, request_of
-from r2d_core.judges import ABSENT, SCOPES, UNPARSABLE, Judge, judge_all
-from r2d_core.over_refusal import refusal_rates, tells_refusals
+from r2d_core.evaluation_inputs import SUITES
+from r2d_core.generation import (
+    Generation,
+    Request,
+    answer_directly,
+    completion_of,
+    request_of,
+)
+from r2d_core.judges import ABSENT, UNPARSABLE, Judge, judge_all
+from r2d_core.over_refusal import refusal_outcomes, refusal_rates, tells_refusals
 from r2d_core.reach import Reached
 from r2d_core.records import (
     Behavior,
@@ -55,7 +71,30 @@ BATCH = 64
 UNASKED = Material((), lambda behavior: (), no_rewrite)
 """For attacks that draw on no material."""
 
+HEALED = {"cases", "completions", "unanswered"}
+"""Settings that are others where what an outage had lost is there now."""
+
 R = TypeVar("R", TestCase, Completion, Verdict)
+
+
+def check_folder(
+    folder: str | Path, reached: Reached, judges: Mapping[str, str], *, max_new_tokens: int
+) -> None:
+    """Raise InputError where the folder has answers or verdicts of another model.
+
+    Before anything is asked: attacks come first, and are paid for. ``judges``: a judge's name ->
+    that of its model.
+    """
+    folder = Path(folder)
+    made = {"completions": {"model": reached.name, "max_new_tokens": max_new_tokens}}
+    made |= {f"verdicts/{judge}": {"model": model} for judge, model in judges.items()}
+    for name, settings in made.items():
+        path = folder / f"{name}.jsonl"
+        before = _made_with(path)
+        if before is not None:
+            other = [key for key, value in settings.items() if before.get(key) != value]
+            if other:
+                raise InputError(_made_with_another(path, other))
 
 
 def attack_all(
@@ -77,8 +116,11 @@ def attack_all(
     In ``folder/test_cases/<attack>.jsonl``, benign ones under "benign". ``judge`` is what attacks
     that look at answers climb, ``attacker`` what writes prompts for PAIR, TAP, zero- and few-shot,
     ``evaluator`` what says whether TAP's are on topic (the attacker, where None), ``surrogates``
-    what transferred GCG is made on. Raises InputError for what an attack lacks, before the first
-    attack where it can be known, and for a surrogate that is not in this process.
+    what transferred GCG is made on. A file hangs on what its attack uses (`Attack.uses`) and on
+    nothing else: direct requests are the same ones whatever the judge is.
+
+    Raises InputError for what an attack lacks, before the first attack where it can be known, and
+    for a surrogate that is not in this process.
     """
     folder = Path(folder)
     if any(surrogate.model is None for surrogate in surrogates):
@@ -96,39 +138,58 @@ def attack_all(
     drawn = [
         [list(material.shots(b)), material.rewrite(b, b.prompt, Random(b.id))] for b in harmful
     ]
-    around = {
+    given: dict[str, Any] = {
         "model": reached.name,
+        "max_new_tokens": max_new_tokens,
         "judge": f"{judge.name} {getattr(judge, 'model', '')}".strip(),
         "attacker": "" if attacker is None else attacker.name,
         "evaluator": "" if evaluator is None else evaluator.name,
         "surrogates": [surrogate.name for surrogate in surrogates],
         "material": digest(repr([material.wrappers, drawn])),
-        "max_new_tokens": max_new_tokens,
         "seed": seed,
     }
-    target = Target(
-        reached.generator,
-        judge,
-        max_new_tokens,
-        reached.model,
-        reached.tokenizer,
-        None if attacker is None else attacker.generator,
-        None if evaluator is None else evaluator.generator,
-        tuple(Surrogate(each.model, each.tokenizer) for each in surrogates),
-        progress=folder / "progress",
-        name=digest(json.dumps(around)),
-    )
-    found: list[TestCase] = []
-    for name, attack in tqdm(attacks.items(), desc="attacks", unit="attack"):
-        settings = {"attack": repr(attack), "behaviors": digest(repr(harmful)), **around}
+
+    def target_of(attack: Attack) -> Target:
+        """With what the attack uses and nothing else: so its progress is named by that, too."""
+        used = {name: given[name] for name in given if _hangs_on(attack, name)}
+        return Target(
+            reached.generator,
+            judge,
+            max_new_tokens,
+            reached.model,
+            reached.tokenizer,
+            attacker.generator if attacker is not None and "attacker" in used else None,
+            evaluator.generator if evaluator is not None and "evaluator" in used else None,
+            tuple(Surrogate(s.model, s.tokenizer) for s in surrogates if "surrogates" in used),
+            progress=folder / "progress",
+            name=digest(json.dumps(used)),
+        )
+
+    steps = []
+    for name, attack in attacks.items():
+        known = [_known_to(attack, behavior) for behavior in harmful]
+        settings = {"attack": repr(attack), "behaviors": digest(repr(known))}
+        settings |= {name: given[name] for name in given if _hangs_on(attack, name)}
         content = getattr(attack, "content", None)
         if content and harmful:
             settings["file_content"] = digest(repr(content()))  # the repr has the file's name alone
+        path = folder / "test_cases" / f"{name}.jsonl"
+        if not _is_there(path, settings) and harmful:
+            check_reached([attack], reached)
+            target = replace(target_of(attack), progress=None)
+            attack.run([], target, material, seed)  # says what it lacks, and asks nothing
+            if hasattr(attack, "aim"):
+                on = target.surrogates[0] if target.surrogates else target
+                for behavior in known:
+                    attack.aim(behavior, on.tokenizer)
+        steps.append((path, attack, known, settings))
+    found: list[TestCase] = []
+    for path, attack, known, settings in tqdm(steps, desc="attacks", unit="attack"):
 
-        def run(attack: Attack = attack) -> list[TestCase]:
-            return attack.run(harmful, target, material, seed)
+        def run(attack: Attack = attack, known: Sequence[Behavior] = known) -> list[TestCase]:
+            return attack.run(known, target_of(attack), material, seed)
 
-        found += _once(folder / "test_cases" / f"{name}.jsonl", TestCase, settings, run)
+        found += _once(path, TestCase, settings, run)
     if benign:
         path = folder / "test_cases" / "benign.jsonl"
         asked = {"behaviors": digest(repr(benign))}
@@ -136,44 +197,70 @@ def attack_all(
     return found
 
 
+def check_reached(attacks: Iterable[Attack], reached: Reached) -> None:
+    """Raise InputError where the model is not reached in the way that one of the attacks needs."""
+    for attack in attacks:
+        for need, lacks in (("model", reached.model), ("tokenizer", reached.tokenizer)):
+            if need in attack.uses and lacks is None:
+                raise InputError(
+                    f"attack {attack.name!r} needs the model's own {need} in this process, for "
+                    "gradients, log-probabilities or its template; take generator 'transformers', "
+                    "or leave the attack out"
+                )
+        if "prefill" in attack.uses:
+            _check_prefill(f"attack {attack.name!r}", reached.generator)
+
+
 def answer_all(
     cases: Sequence[TestCase], reached: Reached, folder: str | Path, *, max_new_tokens: int
 ) -> list[Completion]:
     """The model's answer to every test case, in order, in ``folder/completions.jsonl``.
 
-    Greedy, or as a test case says that it was found. A request at which the model raises has an
-    empty answer with ``metadata["error"]``, is judged by nobody, and counts as unparsable. Unless
-    the request is the reason (`RequestError`), it has ``metadata["outage"]`` and is asked again the
-    next time; where all of a batch are such, the model is down, and that ends the run. What is no
-    prompt (``metadata["missing"]``: the attack has none) is not asked; its answer is empty, and a
-    failure of the attack.
+    Greedy, or as a test case says that it was found; a request that several test cases put is asked
+    once. Answers are kept in ``folder/progress`` by model and length. With test cases of other
+    attacks besides, or fewer, the file is made anew from them: what was answered is not asked
+    again. Raises InputError where those of an attack are others than those answered.
+
+    A request at which the model raises has an empty answer with ``metadata["error"]``, is judged by
+    nobody, and counts as unparsable. Unless the request is the reason (`RequestError`), it has
+    ``metadata["outage"]`` and is asked again the next time; where all of a batch are such, the
+    model is down, and that ends the run. What is no prompt (``metadata["missing"]``: the attack has
+    none) is not asked; its answer is empty, and a failure of the attack. Raises InputError, before
+    anything is asked, for a prefill that a server takes none of.
     """
     folder = Path(folder)
-    settings = {
-        "cases": digest(repr(list(cases))),
-        "model": reached.name,
-        "max_new_tokens": max_new_tokens,
-    }
+    answered_by = {"model": reached.name, "max_new_tokens": max_new_tokens}
+    by_attack: dict[str, list[TestCase]] = {}
+    for case in cases:
+        by_attack.setdefault(case.attack, []).append(case)
 
     def answers() -> list[Completion]:
-        path = folder / "progress" / f"answers-{digest(json.dumps(settings))}.jsonl"
+        if any(case.prefill for case in cases):
+            _check_prefill("a test case", reached.generator)
+        path = folder / "progress" / f"answers-{digest(json.dumps(answered_by))}.jsonl"
         recorded = RecordedGenerator(reached.generator, Journal(path), "target")
-        made: list[Generation | Failure] = []
-        asked = [case for case in cases if not _missing(case)]
+        made: dict[Request, Generation | Failure] = {}
+        asked = list(dict.fromkeys(request_of(case) for case in cases if not _missing(case)))
         with tqdm(total=len(asked), desc="answers", unit="answer") as bar:
             for start in range(0, len(asked), BATCH):
-                batch = [request_of(case) for case in asked[start : start + BATCH]]
-                made += ask(recorded, batch, max_new_tokens)
+                batch = asked[start : start + BATCH]
+                answers = ask(recorded, batch, max_new_tokens)
+                made |= zip(batch, answers, strict=True)
                 if len(batch) == BATCH:
-                    check_answers(made[-BATCH:])
+                    check_answers(answers)
                 bar.update(len(batch))
-        failed = [each for each in made if isinstance(each, Failure)]
+        failed = [each for each in made.values() if isinstance(each, Failure)]
         if failed and len(failed) == len(made):
             raise InputError(f"the model answers nothing at all: {failed[0].error}")
-        answers = iter(made)
-        return [_completion(c, _NOTHING if _missing(c) else next(answers)) for c in cases]
+        return [_completion(c, _NOTHING if _missing(c) else made[request_of(c)]) for c in cases]
 
-    return _once(folder / "completions.jsonl", Completion, settings, answers)
+    told = {name: digest(repr(some)) for name, some in by_attack.items()}
+
+    def grown(before: Mapping[str, Any], other: Sequence[str]) -> bool:
+        return other == ["cases"] and _same_where_both(before["cases"], told)
+
+    settings = {**answered_by, "cases": told}
+    return _once(folder / "completions.jsonl", Completion, settings, answers, grown)
 
 
 def judge_once(
@@ -189,14 +276,23 @@ def judge_once(
     ``model`` is the name of a judge's model. Of completions that are none (see `answer_all`) those
     at which the model raised, and those that a provider's filter withheld, are unparsable in every
     scope, those of missing prompts "not_attempted". What outages lost, the judge's model's or
-    before, has ``metadata["outage"]`` and is judged again the next time.
+    before, has ``metadata["outage"]`` and is judged again the next time. Where completions of other
+    attacks have come or gone, or one that was none is there now, the file is made anew; a judge's
+    model, whose answers are kept, is asked about those alone. Raises InputError where the
+    completions of an attack are others than those judged.
     """
     path = Path(folder) / "verdicts" / f"{judge.name}.jsonl"
     settings = {
-        "completions": digest(repr(list(completions))),
+        "completions": _told(completions, ()),
+        "unanswered": [_place(c) for c in completions if _error(c)],
         "behaviors": digest(repr(list(behaviors))),
         "model": model,
     }
+
+    def grown(before: Mapping[str, Any], other: Sequence[str]) -> bool:
+        if not {*other} <= {"completions", "unanswered"}:
+            return False
+        return _same_where_both(before["completions"], _told(completions, before["unanswered"]))
 
     def verdicts() -> list[Verdict]:
         texts = [c for c in completions if not (_error(c) or _missing(c))]
@@ -208,17 +304,17 @@ def judge_once(
             for v, c in zip(found, completions, strict=True)
         ]
 
-    return _once(path, Verdict, settings, verdicts)
+    return _once(path, Verdict, settings, verdicts, grown)
 
 
 def spending(completions: Sequence[Completion]) -> pd.DataFrame:
     """What was spent by each attack, a row an attack, and how many of its completions are none.
 
-    ``tokens`` of an answer and ``queries`` of a prompt are text: the mean with `clustered_mean`'s
-    interval and its n, the behaviors. What is no answer has no tokens, what is no prompt no queries
-    either, and a suite's file may say neither (HarmBench's): that is in no mean, and where nothing
-    is left "not known". Counted are answers "cut off", "no answer" (the model raised, or a
-    provider's filter withheld it), "no prompt",
+    ``tokens`` of an answer and ``queries`` of a prompt are means with `clustered_mean`'s interval
+    and its n, the behaviors. What is no answer has no tokens, what is no prompt no queries either,
+    and a suite's file may say neither (HarmBench's): that is in no mean, and where nothing is left
+    it is None. Counted are answers "cut off", "no answer" (the model raised, or a provider's filter
+    withheld it), "no prompt",
     and "left out": further test cases of a behavior that a transferred attack did not put.
     """
     rows = []
@@ -239,7 +335,9 @@ def spending(completions: Sequence[Completion]) -> pd.DataFrame:
                 "left out": sum(_said(c, "left_out") or 0 for c in some),
             }
         )
-    return pd.DataFrame(rows)
+    columns = ["attack", "completions", "tokens", "queries", "cut off", "no answer", "no prompt"]
+    frame = pd.DataFrame(rows, columns=[*columns, "left out"])
+    return frame.astype({"tokens": object, "queries": object})
 
 
 def costs_once(
@@ -263,12 +361,11 @@ def costs_once(
     return [Cost(**(row | {name: _mean(row[name]) for name in COUNTS})) for row in rows]
 
 
-def utility_once(given: Mapping[str, Any], reached: Reached, folder: str | Path) -> list[Score]:
-    """The model's scores in lm-evaluation-harness (`measure_utility`), in ``folder/utility.json``.
+def utility_config(given: Mapping[str, Any], reached: Reached) -> UtilityConfig:
+    """Settings of `UtilityConfig`, as a notebook's parameter has them.
 
-    ``given`` are settings of `UtilityConfig`. It is the model that is measured, whatever defence or
-    bare prompt is round it. Raises InputError for an unknown setting, for a model that is not in
-    this process, and as `measure_utility` does.
+    Raises InputError for an unknown setting, and for a model that is not in this process: before
+    anything is asked, where it is called then.
     """
     fields = [field.name for field in dataclasses.fields(UtilityConfig)]
     for name in given:
@@ -278,6 +375,16 @@ def utility_once(given: Mapping[str, Any], reached: Reached, folder: str | Path)
     config = UtilityConfig(**{**given, "tasks": tuple(tasks) if isinstance(tasks, list) else tasks})
     if reached.model is None or reached.tokenizer is None:
         raise InputError("utility: the model has to be in this process; take 'transformers'")
+    return config
+
+
+def utility_once(given: Mapping[str, Any], reached: Reached, folder: str | Path) -> list[Score]:
+    """The model's scores in lm-evaluation-harness (`measure_utility`), in ``folder/utility.json``.
+
+    ``given`` is as `utility_config` takes it. It is the model that is measured, whatever defence or
+    bare prompt is round it. Raises InputError as `utility_config` and `measure_utility` do.
+    """
+    config = utility_config(given, reached)
     settings = {"model": reached.name, **dataclasses.asdict(config)}
     rows = _rows_once(
         Path(folder) / "utility.json",
@@ -290,28 +397,71 @@ def utility_once(given: Mapping[str, Any], reached: Reached, folder: str | Path)
 def summary(
     behaviors: Sequence[Behavior], verdicts: Mapping[str, Sequence[Verdict]]
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Attack success on harmful behaviors, and refusals on benign ones.
+    """Attack success on harmful behaviors, and refusals on all.
 
     As `success_rates` and `refusal_rates` count, of the judges that say such a thing; ``verdicts``
-    are by judge. Every harmful behavior counts under every attack: one on which there is no
-    verdict is one for which the attack found no prompt, a failure. Raises InputError for a verdict
-    on a behavior that is not given.
+    are by judge. Refusals are shown on both kinds, benign ones first: a model that refuses
+    everything refuses what is harmful, too. Every harmful behavior counts under every attack: one
+    on which there is no verdict is one for which the attack found no prompt, a failure. Raises
+    InputError for a verdict on a behavior that is not given.
     """
-    kinds = {behavior.id: behavior.kind for behavior in behaviors}
-    harmful: list[Verdict] = []
-    benign: list[Verdict] = []
-    for name, some in verdicts.items():
-        for verdict in some:
-            if verdict.behavior_id not in kinds:
-                raise InputError(
-                    f"a verdict of {name!r} is on {unknown('behavior', verdict.behavior_id, [])}; "
-                    "give the behaviors that it was made from"
-                )
-            if kinds[verdict.behavior_id] == "benign":
-                benign += [verdict] if tells_refusals(name) else []
-            else:
-                harmful += [verdict] if tells_success(name) else []
-    return success_rates(harmful, behaviors), refusal_rates(behaviors, benign)
+    success, refusals = _told_apart(behaviors, verdicts)
+    return success_rates(success, behaviors), refusal_rates(behaviors, refusals)
+
+
+def summary_by_source(
+    behaviors: Sequence[Behavior],
+    verdicts: Mapping[str, Sequence[Verdict]],
+    sources: Mapping[str, str],
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """`summary` of the behaviors of each source, in a first column ``source``.
+
+    ``sources``: a behavior's id -> where it comes from, such as its suite's file.
+    """
+    found: tuple[list[pd.DataFrame], list[pd.DataFrame]] = ([], [])
+    for source in dict.fromkeys(sources.values()):
+        some = [behavior for behavior in behaviors if sources[behavior.id] == source]
+        ids = {behavior.id for behavior in some}
+        of = {name: [v for v in made if v.behavior_id in ids] for name, made in verdicts.items()}
+        for tables, table in zip(found, summary(some, of), strict=True):
+            table.insert(0, "source", source)
+            tables.append(table)
+    success, refusals = (pd.concat(tables, ignore_index=True) for tables in found)
+    return success, refusals
+
+
+def scores(
+    behaviors: Sequence[Behavior], verdicts: Mapping[str, Sequence[Verdict]]
+) -> pd.DataFrame:
+    """Mean scores on harmful behaviors, as `score_means` counts, of the judges that give some."""
+    harmful = {behavior.id for behavior in behaviors if behavior.kind == "harmful"}
+    scored = [v for name, made in verdicts.items() if tells_scores(name) for v in made]
+    return score_means([v for v in scored if v.behavior_id in harmful], behaviors)
+
+
+def outcomes(
+    behaviors: Sequence[Behavior],
+    verdicts: Mapping[str, Sequence[Verdict]],
+    sources: Mapping[str, str],
+) -> pd.DataFrame:
+    """What `summary` counts one by one: for comparisons of evaluations.
+
+    Columns: ``source`` (as in `summary_by_source`), ``measure`` ("success" of an attack, "refusal"
+    in full), judge, attack, kind, scope, behavior, ``request`` (a digest of what the behavior
+    asks), and ``outcome``: 1, 0, or None where the judge said nothing that can be read.
+    """
+    success, refusals = _told_apart(behaviors, verdicts)
+    told = success_outcomes(success, behaviors).rename(columns={"success": "outcome"})
+    refused = refusal_outcomes(behaviors, refusals).rename(columns={"full": "outcome"})
+    rows = pd.concat(
+        [told.assign(measure="success", kind="harmful"), refused.assign(measure="refusal")]
+    )
+    request = {behavior.id: digest(behavior.request) for behavior in behaviors}
+    rows["request"] = rows["behavior"].map(request)
+    rows["source"] = rows["behavior"].map(dict(sources))
+    rows["outcome"] = [None if pd.isna(each) else int(each) for each in rows["outcome"]]
+    columns = ["source", "measure", "judge", "attack", "kind", "scope", "behavior", "request"]
+    return rows[[*columns, "outcome"]].astype({"outcome": "Int64"}).reset_index(drop=True)
 
 
 def write_suite_files(
@@ -331,8 +481,8 @@ def write_suite_files(
     A behavior for which the attack has no prompt is a null prompt for JailbreakBench and an empty
     test case with an empty generation, no success, for HarmBench: none is left out of a rate.
     """
-    if suite not in ("harmbench", "jailbreakbench"):
-        raise InputError(unknown("suite", suite, ("harmbench", "jailbreakbench")))
+    if suite not in SUITES:
+        raise InputError(unknown("suite", suite, SUITES))
     if len(completions) != len(verdicts):
         raise InputError(
             f"{suite}: its files hold completions with their verdicts, and there are "
@@ -379,6 +529,30 @@ def write_suite_files(
     return said
 
 
+def _told_apart(
+    behaviors: Sequence[Behavior], verdicts: Mapping[str, Sequence[Verdict]]
+) -> tuple[list[Verdict], list[Verdict]]:
+    """Verdicts that tell of success, on harmful behaviors; and those that tell of refusals."""
+    kinds = {behavior.id: behavior.kind for behavior in behaviors}
+    success: list[Verdict] = []
+    refusals: dict[str, list[Verdict]] = {"benign": [], "harmful": []}
+    for name, some in verdicts.items():
+        for verdict in some:
+            if verdict.behavior_id not in kinds:
+                first = ", ".join(list(kinds)[:3]) or "none"
+                raise InputError(
+                    f"a verdict of {name!r} is on behavior {verdict.behavior_id!r}, which is not "
+                    f"among the {len(kinds)} given ({first}, …); give the behaviors that it was "
+                    "made from"
+                )
+            kind = kinds[verdict.behavior_id]
+            if tells_refusals(name):
+                refusals[kind].append(verdict)
+            if kind == "harmful" and tells_success(name):
+                success.append(verdict)
+    return success, [*refusals["benign"], *refusals["harmful"]]
+
+
 def _in_words_of_suites(verdict: Verdict) -> Verdict:
     """What a judge said, as the suites' writers know it: their own words, and `UNPARSABLE`."""
     said = attack_succeeded(verdict)
@@ -387,34 +561,115 @@ def _in_words_of_suites(verdict: Verdict) -> Verdict:
     return replace(verdict, whole=SUCCESS if said else "not_harmful")
 
 
+def _hangs_on(attack: Attack, setting: str) -> bool:
+    """Whether an attack's test cases hang on a setting of `attack_all`."""
+    if setting == "model":
+        return bool({"generator", "model", "tokenizer"} & {*attack.uses})
+    return ("generator" if setting == "max_new_tokens" else setting) in attack.uses
+
+
+def _known_to(attack: Attack, behavior: Behavior) -> Behavior:
+    """The behavior without what is known of it for the sake of other attacks."""
+    aims = {need for other in ATTACKS.values() for need in other.needs}
+    foreign = aims - {*attack.needs, *attack.uses}
+    kept = {key: value for key, value in behavior.metadata.items() if key not in foreign}
+    return replace(behavior, metadata=kept)
+
+
+def _check_prefill(what: str, generator: Any) -> None:
+    while hasattr(generator, "generator"):  # a defence round it
+        generator = generator.generator
+    if getattr(generator, "dialect", "") == "openai":
+        raise InputError(
+            f"{what} begins the answer itself, and nothing standard has a server go on with a "
+            "beginning; give the server dialect 'vllm' where it is vLLM's, or leave it out"
+        )
+
+
+def _place(completion: Completion) -> str:
+    """What tells a completion from others of its attack, whatever was answered."""
+    c = completion
+    return digest(repr([c.behavior_id, c.attack, c.prompt, c.prefill]))
+
+
+def _told(completions: Sequence[Completion], without: Sequence[str]) -> dict[str, str]:
+    """For each attack a digest of its completions, but for those that are none or left out."""
+    some: dict[str, list[Completion]] = {}
+    for each in completions:
+        kept = some.setdefault(each.attack, [])
+        if not _error(each) and (not without or _place(each) not in without):
+            kept.append(each)
+    return {attack: digest(repr(kept)) for attack, kept in some.items()}
+
+
+def _same_where_both(before: Mapping[str, str], now: Mapping[str, str]) -> bool:
+    """Whether what both know is the same."""
+    return all(now[name] == told for name, told in before.items() if name in now)
+
+
+def _is_there(path: Path, settings: Mapping[str, Any]) -> bool:
+    """Whether the file is there with these settings; InputError where it has others."""
+    before = _made_with(path)
+    if before is not None and (other := _others(before, settings)):
+        raise InputError(_made_with_another(path, other))
+    return before is not None
+
+
+def _made_with(path: Path) -> dict[str, Any] | None:
+    """The settings of the file that is there, None where none is. InputError for damaged ones."""
+    record = _record(path)
+    return read_json(record) if path.is_file() and record.is_file() else None
+
+
+def _others(before: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
+    """The names of the settings that are others than before."""
+    now = json.loads(json.dumps(settings))
+    names = [*now, *(name for name in before if name not in now)]
+    return [name for name in names if before.get(name) != now.get(name)]
+
+
+def _made_with_another(path: Path, other: Sequence[str]) -> str:
+    return (
+        f"{path} was made with another {' and '.join(other)}; give another output folder, or "
+        f"delete {path.name} to have it made anew"
+    )
+
+
 def _once(
-    path: Path, cls: type[R], settings: Mapping[str, Any], make: Callable[[], list[R]]
+    path: Path,
+    cls: type[R],
+    settings: Mapping[str, Any],
+    make: Callable[[], list[R]],
+    grown: Callable[[Mapping[str, Any], list[str]], bool] | None = None,
 ) -> list[R]:
     """The records at ``path``, made now unless they are there with these settings.
 
-    Of which outages lost some are made again, from test cases or completions that are other now
-    because theirs were; what was answered is in the journals.
+    ``grown``: of the settings before and the names of those that differ, whether what is there may
+    be made anew, since nothing in it is of other settings. Of which outages lost some are made
+    again, too, from test cases or completions that are other now because theirs were; what was
+    answered is in the journals.
     """
-    settings = json.loads(json.dumps(settings))
-    record = path.with_suffix(".settings.json")
-    if path.is_file() and record.is_file():
-        before = read_json(record)
-        other = [name for name, value in settings.items() if before.get(name) != value]
-        known = read_jsonl(path, cls) if set(other) <= {"cases", "completions"} else []
+    before = _made_with(path)
+    if before is not None:
+        other = _others(before, settings)
+        known = read_jsonl(path, cls) if {*other} <= HEALED else []
         lost = any(each.metadata.get("outage") for each in known)
-        if before == settings and not lost:
+        if not other and not lost:
             return known
-        if not lost:
-            raise InputError(
-                f"{path} was made with another {' and '.join(other)}; give another output folder, "
-                f"or delete {path.name} to have it made anew"
-            )
+        more = grown is not None and {*before} == {*settings} and grown(before, other)
+        if not lost and not more:
+            raise InputError(_made_with_another(path, other))
     records = make()
-    # The settings first: records without them would be written over, the other way round they are
-    # made anew.
-    write_json_atomic(record, settings)
+    # The old ones go first and the settings come next: records that are there without settings, or
+    # with those of others, would be taken for made under them.
+    path.unlink(missing_ok=True)
+    write_json_atomic(_record(path), settings)
     write_jsonl(path, records)
     return records
+
+
+def _record(path: Path) -> Path:
+    return path.with_suffix(".settings.json")
 
 
 _NOTHING = Generation("", 0, 0, "stop")
@@ -455,10 +710,10 @@ def _said(completion: Completion, name: str) -> float | None:
     return value if isinstance(value, int | float) else None
 
 
-def _mean_of(counts: Sequence[tuple[str, float]]) -> str:
+def _mean_of(counts: Sequence[tuple[str, float]]) -> Mean | None:
     if not counts:
-        return "not known"
-    return str(clustered_mean([n for _, n in counts], [of for of, _ in counts]))
+        return None
+    return clustered_mean([n for _, n in counts], [of for of, _ in counts])
 
 
 def _number(value: float | None) -> float:
@@ -492,6 +747,8 @@ def _no_verdict(judge: Judge, completion: Completion) -> Verdict:
         behavior_id=completion.behavior_id,
         attack=completion.attack,
         judge=judge.name,
+        whole=UNPARSABLE,
+        reasoning=ABSENT,  # whether there would have been one is not known
+        answer=UNPARSABLE,
         metadata={"error": _error(completion)},
-        **dict.fromkeys(SCOPES, UNPARSABLE),
     )

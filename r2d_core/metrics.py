@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -171,18 +172,40 @@ def cohen_kappa(a: Sequence[Hashable], b: Sequence[Hashable]) -> Kappa:
     )
 
 
-def rates_as_columns(frame: pd.DataFrame) -> pd.DataFrame:
-    """Every column of `Rate` as four, for a file: successes, n, low and high of the interval."""
-    columns = {}
+NUMBERS = {
+    "rate": ("rate", "successes", "n", "low", "high"),
+    "mean": ("estimate", "low", "high", "n"),
+}
+"""What a file has of a `Rate`, and of `sampling_error`'s `Interval` and `Mean`."""
+
+
+def as_columns(
+    frame: pd.DataFrame, *, rates: Sequence[str] = (), means: Sequence[str] = ()
+) -> pd.DataFrame:
+    """A table for a file: each column of rates as six, of means as four (`NUMBERS`).
+
+    The sixth is ``behaviors``, of how many the outcomes are: as many as outcomes in a plain `Rate`.
+    They are named here and not found by what is in them, so the columns are the same in a table of
+    no rows. Where a row has none (None) they are empty. Raises InputError for a column that is not
+    there.
+    """
+    for name in (*rates, *means):
+        if name not in frame:
+            raise InputError(f"the table has no column {name!r}; it has {', '.join(frame.columns)}")
+    columns: dict[str, list[Any]] = {}
     for name in frame.columns:
         values = frame[name].tolist()
-        if not values or not isinstance(values[0], Rate):
+        if name not in (*rates, *means):
             columns[name] = values
             continue
-        columns[f"{name}_successes"] = [rate.successes for rate in values]
-        columns[f"{name}_n"] = [rate.n for rate in values]
-        columns[f"{name}_low"] = [rate.low for rate in values]
-        columns[f"{name}_high"] = [rate.high for rate in values]
+        for number in NUMBERS["rate" if name in rates else "mean"]:
+            columns[f"{name}_{number}"] = [
+                None if value is None else getattr(value, number) for value in values
+            ]
+        if name in rates:
+            columns[f"{name}_behaviors"] = [
+                None if value is None else getattr(value, "behaviors", value.n) for value in values
+            ]
     return pd.DataFrame(columns)
 
 

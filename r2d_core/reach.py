@@ -34,6 +34,7 @@ from r2d_core.generation import (
 from r2d_core.judges import JUDGES, Judge, ModelJudge, install_judge_template
 from r2d_core.judges.strings import GCGStrings
 from r2d_core.pretrained import loaded
+from r2d_core.tokenization import CHAT_TEMPLATES, install_chat_template
 from r2d_core.trajectories import parse
 
 HOW = frozenset(
@@ -68,11 +69,15 @@ class Reached:
 def reach(model: str, generator: str = "transformers", **settings: Any) -> Reached:
     """A model by its folder or name on the hub, and how it is asked.
 
-    ``settings`` are the generator's own (``base_url`` of a server, ``max_model_len`` of vLLM). A
-    local model takes the GPU where there is one, and its files' dtype unless ``dtype`` says
+    ``settings`` are the generator's own (``base_url`` of a server, ``max_model_len`` of vLLM), and
+    ``chat_template``: the name of one of `tokenization.CHAT_TEMPLATES`, which the tokenizer is then
+    given, or False: prompts reach the model bare (`attacks.template_stripping`), where it is in
+    this process. Left out, it is the tokenizer's own.
+
+    A local model takes the GPU where there is one, and its files' dtype unless ``dtype`` says
     otherwise. A server's ``cache`` is a folder's path and its ``tokenizer`` a folder or name on the
     hub: with it, and dialect "vllm", a user's text forges no control token. Raises InputError for
-    an unknown generator or setting, and where no model is.
+    an unknown generator, setting or template, for a tokenizer without one, and where no model is.
     """
     return _reach(model, generator, "", settings)
 
@@ -98,7 +103,12 @@ def _reach(model: str, generator: str, judge: str, settings: Mapping[str, Any]) 
     if generator not in GENERATORS:
         raise InputError(unknown("generator", generator, GENERATORS))
     settings, trained = dict(settings), getattr(JUDGES.get(judge), "chat_template", "")
+    if settings.get("chat_template") in (True, None):
+        settings.pop("chat_template", None)
     named = _local_name(model) + _settings_name(settings)
+    template = settings.pop("chat_template", True)
+    if template is not True:
+        _check_template(template, generator, settings, judge if trained else "")
     try:
         if generator == "openai_server":
             if trained and settings.get("dialect") != "vllm":
@@ -117,6 +127,8 @@ def _reach(model: str, generator: str, judge: str, settings: Mapping[str, Any]) 
                         f"judge {judge!r}: give tokenizer, a folder or name on the hub, where the "
                         f"server's name of the model is none: {error}"
                     ) from None
+            if tokenizer is not None:
+                _give_template(tokenizer, template, model)
             if settings.get("cache") is not None:
                 settings["cache"] = Path(settings["cache"])
             server = OpenAIServerGenerator(model, **settings)
@@ -124,6 +136,7 @@ def _reach(model: str, generator: str, judge: str, settings: Mapping[str, Any]) 
         where = {name: settings[name] for name in FROM_WHERE if name in settings}
         if generator == "vllm":
             tokenizer = load_tokenizer(model, judge, **where)
+            _give_template(tokenizer, template, model)
             engine = VllmGenerator(model, tokenizer=tokenizer, **settings)
             return Reached(engine, named, None, tokenizer)
         own = {"batch_tokens": settings.pop("batch_tokens")} if "batch_tokens" in settings else {}
@@ -131,7 +144,13 @@ def _reach(model: str, generator: str, judge: str, settings: Mapping[str, Any]) 
         if torch.cuda.is_available() and "device_map" not in settings:
             here = here.to("cuda")
         tokenizer = load_tokenizer(model, judge, **where)
-        made = TransformersGenerator(here, tokenizer, **own)
+        if template is False:
+            made = without_chat_template(here, tokenizer)
+            made.batch_tokens = own.get("batch_tokens", made.batch_tokens)
+            tokenizer = made.tokenizer
+        else:
+            _give_template(tokenizer, template, model)
+            made = TransformersGenerator(here, tokenizer, **own)
         commit = getattr(here.config, "_commit_hash", None)  # which one the hub's name was
         return Reached(made, f"{named}@{commit}" if commit else named, here, tokenizer)
     except TypeError as error:  # a setting that is none
@@ -171,6 +190,12 @@ def make_judges(
         cache = Path(folder) / "progress" / "judges"
         made[name] = (JUDGES[name](reached.generator, reached.name, cache), reached.name)
     return made
+
+
+def draws(defense: str) -> bool:
+    """Whether the defence of that name draws at random, by a ``seed``; False for an unknown one."""
+    kind = DEFENSES.get(defense)
+    return kind is not None and "seed" in {field.name for field in dataclasses.fields(kind)}
 
 
 def defend(reached: Reached, defense: str, **settings: Any) -> Reached:
@@ -227,20 +252,43 @@ def defend(reached: Reached, defense: str, **settings: Any) -> Reached:
     return replace(reached, generator=made, name=f"{reached.name}|{own}")
 
 
-def without_template(reached: Reached) -> Reached:
-    """The same model, to which prompts go bare (`attacks.template_stripping`), gradients too.
-
-    Raises InputError where the model is not in this process.
-    """
-    if not isinstance(reached.generator, TransformersGenerator):
+def _check_template(
+    template: Any, generator: str, settings: Mapping[str, Any], trained: str
+) -> None:
+    """Raise InputError for a ``chat_template`` that is none, or in vain as the model is reached."""
+    if template is not False and template not in [*CHAT_TEMPLATES]:
+        known = unknown("chat template", template, CHAT_TEMPLATES)
+        raise InputError(f"chat_template: {known}, or false: prompts go bare")
+    if trained:
         raise InputError(
-            "to strip the chat template, the model has to be in this process: take generator "
-            "'transformers'"
+            f"judge {trained!r}: its model reads its published prompt and nothing round it; leave "
+            "chat_template out"
         )
-    bare = without_chat_template(reached.model, reached.tokenizer)
-    bare.batch_tokens = reached.generator.batch_tokens
-    name = f"{reached.name}|without chat template"
-    return replace(reached, generator=bare, tokenizer=bare.tokenizer, name=name)
+    if template is False and generator != "transformers":
+        raise InputError(
+            "chat_template false: for prompts to go bare the model has to be in this process; take "
+            "generator 'transformers'"
+        )
+    if generator == "openai_server" and settings.get("tokenizer") is None:
+        raise InputError(
+            f"chat_template {template!r}: the server has a template of its own; give tokenizer and "
+            "dialect 'vllm', and token ids are sent, or leave chat_template out"
+        )
+
+
+def _give_template(tokenizer: Any, template: str | bool, model: str) -> None:
+    if isinstance(template, str):
+        install_chat_template(tokenizer, template)
+    elif not tokenizer.chat_template:
+        raise InputError(
+            f"model {model!r}: its tokenizer has no chat template; give chat_template, the name of "
+            f"one ({', '.join(CHAT_TEMPLATES)}), or false: prompts then go bare"
+        )
+
+
+def telling(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that answers hang on: those that are none of `HOW`."""
+    return {name: value for name, value in settings.items() if name not in HOW}
 
 
 def _local_name(model: str) -> str:
@@ -262,7 +310,7 @@ def _local_name(model: str) -> str:
 
 def _settings_name(settings: Mapping[str, Any]) -> str:
     """The settings that change answers, as a name's end; a server's address in front of them."""
-    given = {name: value for name, value in settings.items() if name not in HOW}
+    given = telling(settings)
     address = given.pop("base_url", "")
     if isinstance(given.get("tokenizer"), str):
         given["tokenizer"] = _local_name(given["tokenizer"])

@@ -106,6 +106,56 @@ class ClusteredRate(Rate):
         )
 
 
+@dataclass(frozen=True)
+class BehaviorRate(Rate):
+    """`mean_over_behaviors` with its counts: every behavior counts alike, however many outcomes.
+
+    ``rate`` is that mean, and not successes / n, which are the outcomes'; ``effective`` is as in
+    `ClusteredRate`. ``str`` gives percents and says of what: "57.0% [26.3, 83.1] (mean of 5
+    requests; 57/81)".
+    """
+
+    behaviors: int = field(kw_only=True)
+    mean: float = field(kw_only=True)
+    effective: float = field(kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.n:
+            low, high = _wilson_bounds(self.mean, self.effective, self.confidence)
+            object.__setattr__(self, "rate", self.mean)
+            object.__setattr__(self, "low", low)
+            object.__setattr__(self, "high", high)
+
+    @classmethod
+    def of(cls, outcomes: Sequence[bool], behaviors: Sequence[Hashable]) -> BehaviorRate:
+        """Of outcomes as `clustered_rate` takes them. Raises InputError as it does."""
+        table = _by_behavior(outcomes, behaviors, least=1)
+        shares, n = (table["hits"] / table["sizes"]).to_numpy(float), len(outcomes)
+        mean, effective = float(shares.mean()), _effective(shares, np.ones_like(shares), n)
+        return cls(int(table["hits"].sum()), n, behaviors=len(shares), mean=mean,
+                   effective=effective)  # fmt: skip
+
+    def __str__(self) -> str:
+        if not self.n:
+            return super().__str__()
+        return (
+            f"{100 * self.rate:.1f}% [{100 * self.low:.1f}, {100 * self.high:.1f}] "
+            f"(mean of {self.behaviors} requests; {self.successes}/{self.n})"
+        )
+
+
+def rate_over_behaviors(outcomes: Sequence[bool], behaviors: Sequence[Hashable]) -> Rate:
+    """A `Rate` of one outcome a behavior; a `BehaviorRate` where one of them has several.
+
+    Raises InputError for unequal lengths and missing behaviors.
+    """
+    _same_number("outcomes", outcomes, behaviors)
+    if len(set(behaviors)) < len(behaviors):
+        return BehaviorRate.of(outcomes, behaviors)
+    return Rate(sum(bool(each) for each in outcomes), len(outcomes))
+
+
 def clustered_kappa(
     a: Sequence[Hashable], b: Sequence[Hashable], behaviors: Sequence[Hashable]
 ) -> Kappa:
@@ -149,14 +199,9 @@ def mean_over_behaviors(outcomes: Sequence[bool], behaviors: Sequence[Hashable])
     all count alike. The interval is made as there, and nothing is drawn. Raises InputError as
     `clustered_rate` does, and for fewer than two behaviors.
     """
-    table = _by_behavior(outcomes, behaviors)
-    shares = (table["hits"] / table["sizes"]).to_numpy(float)
-    return _wilson_between(shares, np.ones_like(shares), len(outcomes))
-
-
-def _wilson_between(hits: np.ndarray, sizes: np.ndarray, outcomes: int) -> Interval:
-    rate = float(hits.sum() / sizes.sum())
-    return Interval(rate, *_wilson_bounds(rate, _effective(hits, sizes, outcomes)), len(hits))
+    _by_behavior(outcomes, behaviors)
+    rate = BehaviorRate.of(outcomes, behaviors)
+    return Interval(rate.rate, rate.low, rate.high, rate.behaviors)
 
 
 def _effective(hits: np.ndarray, sizes: np.ndarray, outcomes: int) -> float:

@@ -59,7 +59,6 @@ from r2d_core.checkpoints import (
     fingerprint,
     finished_record,
     last_whole_checkpoint,
-    only_run_in,
     sources_of,
 )
 from r2d_core.errors import InputError
@@ -68,6 +67,7 @@ from r2d_core.output_layer import OutputLayer
 from r2d_core.packed_attention import attention_by_example
 from r2d_core.pivots import PivotIds
 from r2d_core.records import atomic_directory, write_json_atomic
+from r2d_core.run_lock import only_run_in
 from r2d_core.tokenization import IGNORED, Collator
 from r2d_core.train_config import TrainConfig
 from r2d_core.trainer import R2DTrainer, RunLog, launch_engine, measured_lines

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from r2d_core.attack_success import (
     attack_succeeded,
     score_means,
     success_by_behavior,
+    success_outcomes,
     success_rates,
     tells_scores,
 )
@@ -16,6 +19,7 @@ from r2d_core.judges import JUDGES
 from r2d_core.metrics import Rate, wilson_interval
 from r2d_core.records import Behavior, Verdict
 from r2d_core.records.outcomes import FAILURES, SUCCESS, is_success
+from r2d_core.sampling_error import BehaviorRate
 
 
 def verdict(judge: str, whole: str, reasoning: str = "absent", answer: str = "") -> Verdict:
@@ -69,11 +73,31 @@ def test_harmbenchs_rate_is_a_mean_over_behaviors() -> None:
     assert all_true.low == pytest.approx(Rate(5, 5).low)
 
 
+def test_several_completions_of_a_behavior_are_one_draw() -> None:
+    """More test cases of one behavior make it weigh no more, and none a whole failure."""
+    behaviors = [Behavior(name, "p") for name in ("easy", "hard", "none")]
+    labels = ["harmful"] * 20 + ["not_harmful"] * 4 + ["unparsable"]
+    verdicts = [Verdict("easy", "pair", "harmbench", label, "", "") for label in labels[:20]]
+    verdicts += [Verdict("hard", "pair", "harmbench", label, "", "") for label in labels[20:]]
+    verdicts += [Verdict("easy", "direct", "harmbench", "harmful", "", "")]
+    pair, direct = success_rates(verdicts, behaviors).to_dict("records")
+    assert isinstance(pair["success"], BehaviorRate) and pair["success"].rate == 1 / 3
+    assert (pair["success"].successes, pair["success"].n, pair["success"].behaviors) == (20, 25, 3)
+    assert (pair["unparsable"], pair["not_attempted"]) == (1, 1)
+    assert pair["success"].low == pytest.approx(wilson_interval(1, 3)[0])
+    assert str(pair["success"]).endswith("(mean of 3 requests; 20/25)")
+    assert direct["success"] == Rate(1, 3)  # one of each
+    by_behavior = success_by_behavior(verdicts, behaviors)["success"][0]
+    assert (by_behavior.estimate, by_behavior.n) == (1 / 3, 3)
+    outcomes = success_outcomes(verdicts, behaviors)
+    assert len(outcomes) == 29 and outcomes["success"].isna().sum() == 1
+
+
 def test_rates_count_what_has_no_label_apart() -> None:
     verdicts = [
         verdict("llama_guard_3", "unsafe", "unsafe", "safe"),
-        verdict("llama_guard_3", "unparsable", "safe", "absent"),
-        verdict("llama_guard_3", "safe"),
+        replace(verdict("llama_guard_3", "unparsable", "safe", "absent"), behavior_id="c"),
+        replace(verdict("llama_guard_3", "safe"), behavior_id="d"),
         Verdict("b", "gcg", "harmbench", "harmful", "", ""),  # of HarmBench's results
     ]
     found = success_rates(verdicts)
@@ -141,11 +165,11 @@ def test_strongrejects_number_is_the_mean_score() -> None:
         ["strongreject", "pair", "answer", 4, 1, 0],
     ]
     score = found["score"][0]
-    assert (score.estimate, score.n) == (0.25, 3)
-    assert score.low == 0 and 0.25 < score.high <= 0.5
+    assert (score.estimate, score.n) == (pytest.approx(1 / 6), 3)  # a's mean is 0.5
+    assert score.low == 0 and 1 / 6 < score.high <= 0.5
     behaviors = [Behavior(name, "p") for name in "abcdefgh"]
     wider = score_means(verdicts, behaviors)
-    assert wider["score"][0].estimate == 1 / 8 and list(wider["not_attempted"]) == [4, 4]
+    assert wider["score"][0].estimate == 0.5 / 7 and list(wider["not_attempted"]) == [4, 4]
     # Nothing to draw: no interval without width, and none outside [0, 1].
     (one, nought) = score_means([scored("a", 0.5), scored("a", 0.0, "gcg")])["score"][::2]
     assert one.low < 0.5 < one.high and (nought.low, nought.n) == (0, 1) and nought.high > 0.5

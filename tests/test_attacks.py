@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import random
@@ -34,7 +35,7 @@ from r2d_core.attacks import (
     queries,
     random_search,
 )
-from r2d_core.attacks.attack import dialogue
+from r2d_core.attacks.attack import dialogue, no_rewrite
 from r2d_core.attacks.autodan import cross, sentences_of, whole
 from r2d_core.attacks.best_of_n import augment
 from r2d_core.attacks.gradient import Losses
@@ -159,6 +160,29 @@ def test_every_attack_says_what_it_needs(name: str, target: Target, files: Any) 
         known = {n: KNOWN[n] for n in attack.needs if n != missing}
         with pytest.raises(InputError, match=f"attack '{name}' needs metadata"):
             attack.run([Behavior("bare", "hello", metadata=known)], target, MATERIAL, 0)
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_an_attack_uses_nothing_but_what_it_says(name: str, target: Target, files: Any) -> None:
+    attack = make_attack(name, **SMALL.get(name, {}), **files.get(name, {}))
+    uses = set(attack.uses)
+    fields = {each.name for each in dataclasses.fields(Target)}
+    assert uses <= {*fields, *KNOWN, "material", "seed", "prefill"}
+    others: dict[str, Any] = {
+        "generator": Broken("raises"), "judge": None, "attacker": None, "surrogates": (),
+        "model": None, "tokenizer": None,
+    }  # fmt: skip
+    if "model" in uses:
+        uses.add("tokenizer")
+    bare = replace(target, **{n: other for n, other in others.items() if n not in uses})
+    material = MATERIAL if "material" in uses else Material((), lambda behavior: (), no_rewrite)
+    known = {n: KNOWN[n] for n in KNOWN if n in {*uses, *attack.needs}}
+    made = attack.run(
+        [replace(b, metadata=known) for b in BEHAVIORS], bare, material, 0 if "seed" in uses else 1
+    )
+    assert made == attack.run(BEHAVIORS, target, MATERIAL, 0)
+    assert any(case.prefill for case in made) == ("prefill" in uses)
+    assert attack.run([], bare, material, 0) == []
 
 
 @pytest.mark.parametrize("what", ["empty", "garbage", "endless", "raises", "loses one"])

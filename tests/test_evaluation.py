@@ -27,14 +27,19 @@ from r2d_core.errors import InputError
 from r2d_core.evaluation import (
     answer_all,
     attack_all,
+    check_folder,
     costs_once,
     judge_once,
     spending,
     summary,
+    summary_by_source,
     utility_once,
     write_suite_files,
 )
 from r2d_core.evaluation_inputs import (
+    behaviors_of,
+    check_anything_asked,
+    check_choices,
     check_judgeable,
     first_of_each_kind,
     read_judged,
@@ -53,9 +58,10 @@ from r2d_core.generation import (
     answer_directly,
 )
 from r2d_core.judges import JUDGES
-from r2d_core.metrics import Rate, rates_as_columns
+from r2d_core.metrics import Rate, as_columns
 from r2d_core.over_refusal import refusal_rates
-from r2d_core.reach import Reached, defend, make_judges, reach, reach_described, without_template
+from r2d_core.parameters import declared_parameters
+from r2d_core.reach import Reached, defend, draws, make_judges, reach, reach_described
 from r2d_core.records import (
     Behavior,
     Completion,
@@ -126,7 +132,8 @@ def test_from_behaviors_to_rates(checkpoint: Path, tmp_path: Path) -> None:
     guard = success[(success["judge"] == "llama_guard_3") & (success["scope"] == "whole")]
     assert list(guard["unparsable"]) == [2] * 4 and guard["success"].iloc[0] == Rate(0, 0)
     assert set(refusals["judge"]) == {"harmbench_strings"}
-    assert set(refusals["n"]) == {2}
+    assert list(refusals["attack"].unique()) == ["benign", *chosen]
+    assert set(refusals["n"]) == {2} and set(refusals["kind"]) == {"benign", "harmful"}
     files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     reached = replace(reached, generator=Broken("raises"))
     for judge, _ in judges.values():
@@ -169,11 +176,25 @@ def test_other_settings_are_said_and_nothing_is_written_over(tmp_path: Path) -> 
     before = (tmp_path / "completions.jsonl").read_bytes()
     with pytest.raises(InputError, match=r"completions\.jsonl was made with another model; give"):
         answer_all(cases, Reached(Echo(), "other"), tmp_path, max_new_tokens=3)
-    with pytest.raises(InputError, match="another cases and max_new_tokens"):
+    with pytest.raises(InputError, match="another max_new_tokens and cases"):
         answer_all(cases[:1], Reached(Echo(), "m"), tmp_path, max_new_tokens=4)
+    with pytest.raises(InputError, match="another cases;"):
+        answer_all(cases[:1], Reached(Echo(), "m"), tmp_path, max_new_tokens=3)
     judge_once(STRINGS, BEHAVIORS, made, tmp_path)
-    with pytest.raises(InputError, match=r"harmbench_strings\.jsonl was made with another compl"):
-        judge_once(STRINGS, BEHAVIORS, made[:1], tmp_path)
+    check_folder(tmp_path, Reached(Echo(), "m"), {STRINGS.name: "", "new": "x"}, max_new_tokens=3)
+    for model, judges, length, says in (
+        ("other", {}, 3, "completions.jsonl was made with another model;"),
+        ("m", {}, 4, "completions.jsonl was made with another max_new_tokens;"),
+        ("m", {STRINGS.name: "x"}, 3, "harmbench_strings.jsonl was made with another model;"),
+    ):
+        with pytest.raises(InputError, match=says):
+            check_folder(tmp_path, Reached(Echo(), model), judges, max_new_tokens=length)
+    other = [replace(made[0], text="other"), *made[1:]]
+    for some in (made[:1], other):
+        with pytest.raises(
+            InputError, match=r"harmbench_strings\.jsonl was made with another compl"
+        ):
+            judge_once(STRINGS, BEHAVIORS, some, tmp_path)
     assert (tmp_path / "completions.jsonl").read_bytes() == before
     (tmp_path / "completions.settings.json").write_text("[]")
     with pytest.raises(InputError, match=r"completions\.settings\.json: expected a JSON object"):
@@ -185,7 +206,96 @@ def test_other_settings_are_said_and_nothing_is_written_over(tmp_path: Path) -> 
                    **run)  # fmt: skip
 
 
-def test_another_attacker_judge_or_material_makes_other_test_cases(tmp_path: Path) -> None:
+class Guard(Echo):
+    """A judge's model that calls everything safe."""
+
+    def generate(self, requests: Sequence[Request], max_new_tokens: int) -> list[Generation]:
+        return [replace(made, text="safe") for made in super().generate(requests, max_new_tokens)]
+
+
+def test_an_evaluation_grows_and_asks_only_what_is_new(tmp_path: Path) -> None:
+    """One more attack, one more judge in front; then fewer attacks. Nothing is paid for twice."""
+    model, guard = Echo(), Guard()
+    both = [*BEHAVIORS, *BENIGN]
+
+    def evaluate(judges: Sequence[Any], **chosen: Any) -> dict[str, list[Verdict]]:
+        cases = attack_all(
+            both, attacks(**chosen), Reached(model, "m"), judges[0], tmp_path, max_new_tokens=3,
+            seed=len(chosen), attacker=Reached(Writer(), "w") if "pair" in chosen else None,
+            material=MATERIAL,
+        )  # fmt: skip
+        made = answer_all(cases, Reached(model, "m"), tmp_path, max_new_tokens=3)
+        return {judge.name: judge_once(judge, both, made, tmp_path) for judge in judges}
+
+    def strict() -> Any:
+        return JUDGES["jailbreakbench"](guard, "guard", tmp_path / "progress" / "judges")
+
+    static: dict[str, Any] = {"direct": {}, "prefill_lead": {}, "pivot_text": {}}
+    first = evaluate([STRINGS], **static)
+    asked = len(model.asked)
+    assert asked == 8
+    more = evaluate(
+        [strict(), STRINGS], **static, forged_prompt={}, pair={"streams": 1, "rounds": 1}
+    )
+    new = {b.prompt for b in BEHAVIORS}
+    assert not new & {*model.asked[asked:]} and len(model.asked) > asked  # the old were not asked
+    old = [v for v in more[STRINGS.name] if v.attack not in ("forged_prompt", "pair")]
+    assert old == first[STRINGS.name]
+    asked, judged = len(model.asked), len(guard.asked)
+    assert judged
+    fewer = evaluate([strict(), STRINGS], **static)
+    assert fewer[STRINGS.name] == first[STRINGS.name]
+    assert (len(model.asked), len(guard.asked)) == (asked, judged)
+    assert len(read_completions(tmp_path / "completions.jsonl")) == 8
+
+
+def test_a_request_that_failed_is_asked_when_the_evaluation_grows(tmp_path: Path) -> None:
+    cases = answer_directly(BEHAVIORS)
+    made = answer_all(
+        cases, Reached(Broken("raises", only="explain"), "m"), tmp_path, max_new_tokens=3
+    )
+    verdicts = judge_once(STRINGS, BEHAVIORS, made, tmp_path)
+    assert [v.reasoning for v in verdicts] == ["absent"] * 2  # of a model that does not reason
+    more = [*cases, TestCase("b0", "other", "one more")]
+    echo = Echo()
+    made = answer_all(more, Reached(echo, "m"), tmp_path, max_new_tokens=3)
+    assert echo.asked == [BEHAVIORS[1].prompt, "one more"]
+    assert [v.whole for v in judge_once(STRINGS, BEHAVIORS, made, tmp_path)] == ["complied"] * 3
+
+
+def test_the_same_request_is_asked_once(tmp_path: Path) -> None:
+    cases = [*answer_directly(BEHAVIORS), *answer_directly(BEHAVIORS, "again")]
+    echo = Echo()
+    made = answer_all(cases, Reached(echo, "m"), tmp_path, max_new_tokens=3)
+    assert echo.asked == [b.prompt for b in BEHAVIORS]
+    assert [c.attack for c in made] == ["direct"] * 2 + ["again"] * 2
+
+
+def test_what_an_attack_lacks_of_the_model_is_said_before_the_first(tmp_path: Path) -> None:
+    server = reach("m", "openai_server", base_url="http://localhost:1/v1")
+    defended = defend(server, "self_reminder")
+    for chosen, says in (
+        ({"gcg_answer": {}}, "attack 'gcg_answer' needs the model's own model in this process"),
+        ({"forged_turn": {}}, "attack 'forged_turn' needs the model's own tokenizer"),
+        ({"prefill_lead": {}}, "attack 'prefill_lead' begins the answer itself"),
+        ({"pair": {}}, "attack 'pair' has a model write prompts"),
+        ({"wrapper": {}}, "attack 'wrapper' needs at least one template"),
+        ({"templates": {}}, "attack 'templates': give file"),
+    ):
+        asked = attacks(best_of_n={"n": 1}, **chosen)
+        with pytest.raises(InputError, match=says):
+            attack_all(BEHAVIORS, asked, defended, STRINGS, tmp_path, max_new_tokens=3)
+    local = Reached(Echo(), "m", object(), tiny_tokenizer("llama"))  # it has no pivots
+    with pytest.raises(InputError, match="'gcg_pivot': pivot_target of behavior 'b0' holds no"):
+        attack_all(BEHAVIORS, attacks(best_of_n={"n": 1}, gcg_pivot={}), local, STRINGS, tmp_path,
+                   max_new_tokens=3)  # fmt: skip
+    prefilled = [TestCase("b0", "theirs", "p", prefill="Sure")]
+    with pytest.raises(InputError, match="a test case begins the answer itself"):
+        answer_all(prefilled, defended, tmp_path, max_new_tokens=3)
+    assert not list(tmp_path.rglob("*.jsonl"))
+
+
+def test_another_attacker_makes_other_test_cases(tmp_path: Path) -> None:
     first, other = Writer(), Writer()
     zero_shot: dict[str, Any] = {"max_new_tokens": 3, "material": MATERIAL}
 
@@ -199,14 +309,44 @@ def test_another_attacker_judge_or_material_makes_other_test_cases(tmp_path: Pat
     assert attack(Writer(), "first") == made
     with pytest.raises(InputError, match=r"zero_shot\.jsonl was made with another attacker"):
         attack(other, "other")
-    with pytest.raises(InputError, match="another judge"):
-        attack(first, "first", JUDGES["gcg_strings"]())
-    with pytest.raises(InputError, match="another material"):
-        attack(first, "first", material=replace(MATERIAL, wrappers=("other {request}",)))
+    # Of what it does not use, it is the same whatever that is.
+    assert attack(first, "first", JUDGES["gcg_strings"]()) == made
+    assert attack(first, "first", material=replace(MATERIAL, wrappers=("x {request}",))) == made
     # As the error says: with the file gone it is made anew, of the other attacker's answers.
     (tmp_path / "test_cases" / "zero_shot.jsonl").unlink()
     attack(other, "other")
     assert len(other.asked) == len(first.asked) > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "says"),
+    [
+        ("best_of_n", {"judge": STRINGS}, "another judge"),
+        ("best_of_n", {"max_new_tokens": 4}, "another max_new_tokens"),
+        ("wrapper", {"material": replace(MATERIAL, wrappers=("x {request}",))}, "another material"),
+        ("wrapper", {"seed": 1}, "another seed"),
+    ],
+)
+def test_test_cases_hang_on_what_their_attack_uses(
+    name: str, change: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    given: dict[str, Any] = {"judge": ScoreByLength(), "max_new_tokens": 3, "material": MATERIAL}
+
+    def attack(model: str = "m", **more: Any) -> list[TestCase]:
+        changed = {**given, **more}
+        chosen = attacks(**{name: {"n": 2} if name == "best_of_n" else {}})
+        return attack_all(
+            BEHAVIORS, chosen, Reached(Echo(), model), changed.pop("judge"), tmp_path, **changed
+        )
+
+    made = attack()
+    with pytest.raises(InputError, match=says):
+        attack(**change)
+    if name == "wrapper":
+        assert attack("other", judge=STRINGS, max_new_tokens=4) == made
+    else:
+        with pytest.raises(InputError, match="another model"):
+            attack("other")
 
 
 def test_another_content_of_an_attacks_file_makes_other_test_cases(tmp_path: Path) -> None:
@@ -509,10 +649,16 @@ def test_summary_of_judges_that_say_one_thing_only() -> None:
     success, refusals = summary([*BEHAVIORS, *BENIGN], verdicts)
     assert set(success["judge"]) == {"llama_guard_3"}
     assert refusals["full"][0] == Rate(1, 1)
-    flat = rates_as_columns(success)
-    assert list(flat.columns)[3:7] == [f"success_{n}" for n in ("successes", "n", "low", "high")]
-    assert rates_as_columns(success.head(0)).empty
-    with pytest.raises(InputError, match="is on unknown behavior 'zzz'"):
+    flat = as_columns(success, rates=["success"])
+    numbers = ("rate", "successes", "n", "low", "high", "behaviors")
+    assert list(flat.columns)[3:9] == [f"success_{n}" for n in numbers]
+    none = as_columns(success.head(0), rates=["success"])
+    assert none.empty and list(none.columns) == list(flat.columns)
+    with pytest.raises(InputError, match="lacks the column 'rate'"):
+        as_columns(success, rates=["rate"])
+    with pytest.raises(
+        InputError, match="is on behavior 'zzz', which is not among the 2 given .b0, b1"
+    ):
         summary(BEHAVIORS, {"x": [verdict("zzz", "x", "harmful")]})
 
 
@@ -564,14 +710,14 @@ def test_spending_has_intervals_of_what_is_known() -> None:
         ]
     ).set_index("attack")
     first = table.loc["pair"]
-    assert first["tokens"] == str(clustered_mean([10, 20, 30], ["a", "a", "b"]))
-    assert first["queries"] == str(clustered_mean([3, 5, 40, 7], ["a", "a", "b", "c"]))
-    assert re.fullmatch(r"20\.0 \[.*, .*\] \(n = 2\)", first["tokens"])
+    assert first["tokens"] == clustered_mean([10, 20, 30], ["a", "a", "b"])
+    assert first["queries"] == clustered_mean([3, 5, 40, 7], ["a", "a", "b", "c"])
+    assert re.fullmatch(r"20\.0 \[.*, .*\] \(n = 2\)", str(first["tokens"]))
     assert list(first[["completions", "no answer", "no prompt", "left out"]]) == [5, 1, 1, 0]
     other = table.loc["transfer"]
-    assert (other["tokens"], other["queries"]) == ("4.0 (n = 1)", "not known")
+    assert (str(other["tokens"]), other["queries"]) == ("4.0 (n = 1)", None)
     assert (other["cut off"], other["left out"]) == (1, 2)
-    assert list(table.loc["harmbench"][["tokens", "queries"]]) == ["not known"] * 2
+    assert list(table.loc["harmbench"][["tokens", "queries"]]) == [None, None]
 
 
 def test_what_a_transfer_left_out_is_counted(tmp_path: Path) -> None:
@@ -773,6 +919,8 @@ def test_defences_round_it(checkpoint: Path) -> None:
         defended = defend(reached, name, **settings)
         assert defended.generator.generate([Request("hello there")], 3)
         assert defended.name != reached.name and json.dumps(settings) in defended.name
+    assert draws("smooth_llm") and draws("synonym_substitution")
+    assert not draws("self_reminder") and not draws("smoothllm")
     with pytest.raises(InputError, match="unknown defense 'smoothllm', did you mean 'smooth_llm'"):
         defend(reached, "smoothllm")
     with pytest.raises(InputError, match="'smooth_llm': unknown setting 'copy', did you mean 'cop"):
@@ -841,14 +989,46 @@ def test_a_perplexity_filter_with_a_model_of_its_own(checkpoint: Path) -> None:
 
 
 def test_a_stripped_template(checkpoint: Path) -> None:
-    reached = reach(str(checkpoint), batch_tokens=77)
-    bare = without_template(reached)
+    reached = reach(str(checkpoint))
+    bare = reach(str(checkpoint), chat_template=False, batch_tokens=77)
     (templated,) = reached.generator.generate([Request("hello")], 1)
     (stripped,) = bare.generator.generate([Request("hello")], 1)
     assert stripped.prompt_tokens < templated.prompt_tokens and bare.name != reached.name
     assert bare.generator.batch_tokens == 77  # type: ignore[attr-defined]
-    with pytest.raises(InputError, match="has to be in this process"):
-        without_template(Reached(Echo(), "m"))
+    assert bare.tokenizer is bare.generator.tokenizer  # type: ignore[attr-defined]
+    assert reach(str(checkpoint), chat_template=True).name == reached.name
+
+
+def test_a_model_without_a_chat_template(tmp_path: Path) -> None:
+    """What the error says to give is what `reach` takes."""
+    tokenizer = tiny_tokenizer("llama")
+    tiny_model("llama", tokenizer).save_pretrained(tmp_path)
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(tmp_path)
+    base = str(tmp_path)
+    with pytest.raises(InputError, match="no chat template; give chat_template, the name of one"):
+        reach(base)
+    names = {reach(base, chat_template=each).name for each in ("plain", "vicuna", False)}
+    assert len(names) == 3 and any('"chat_template": "plain"' in name for name in names)
+    for given in ("plain", False):
+        made = reach(base, chat_template=given)
+        assert made.generator.generate([Request("hello")], 1)
+    server = {"base_url": "http://localhost:1/v1"}
+    served = reach("m", "openai_server", **server, dialect="vllm", tokenizer=base,
+                   chat_template="plain")  # fmt: skip
+    assert served.tokenizer.chat_template.startswith("{{- bos_token }}")
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"chat_template": "plian"}, "chat_template: unknown chat template 'plian', did you mean"),
+        ({"chat_template": 3}, "unknown chat template 3"),
+        ({"chat_template": False, "generator": "openai_server", **server}, "false: for prompts to"),
+        ({"chat_template": "plain", "generator": "openai_server", **server}, "of its own; give to"),
+    ]
+    for given, says in wrong:
+        with pytest.raises(InputError, match=says):
+            reach(base, **given)
+    judge = {"llama_guard_3": {"model": base, "chat_template": "plain"}}
+    with pytest.raises(InputError, match="judge 'llama_guard_3': its model reads its published"):
+        make_judges(judge, tmp_path)
 
 
 def test_surrogates_and_an_evaluator_of_their_own(checkpoint: Path, tmp_path: Path) -> None:
@@ -866,7 +1046,7 @@ def test_surrogates_and_an_evaluator_of_their_own(checkpoint: Path, tmp_path: Pa
     assert len(cases) == 4 and cases[0].prompt != BEHAVIORS[0].prompt
     about = "You are a helpful red teaming assistant. You will receive"
     assert evaluator.asked and not any(r.system.startswith(about) for r in attacker.asked)
-    with pytest.raises(InputError, match="made with another evaluator and surrogates"):
+    with pytest.raises(InputError, match="made with another surrogates"):
         attack_all(BEHAVIORS, chosen, Reached(Echo(), "m"), ScoreByLength(), tmp_path, **run)
     with pytest.raises(InputError, match="surrogates: their gradients are needed"):
         attack_all(BEHAVIORS, chosen, reached, STRINGS, tmp_path,
@@ -949,7 +1129,95 @@ def test_what_cannot_be_judged_is_said_before_anything_is_asked() -> None:
     with pytest.raises(InputError, match="2 behaviors have the id 'b0'"):
         check_judgeable([STRINGS], [*BEHAVIORS, BEHAVIORS[0]])
     assert without_tags([*BEHAVIORS, song], ["hash_check"]) == BEHAVIORS
-    assert without_tags([song], ["other"]) == [song]
+    assert without_tags([song], []) == [song]
+    says = (
+        "leave_out: unknown tag 'hashcheck', did you mean 'hash_check'. known: hash_check, lyrics"
+    )
+    with pytest.raises(InputError, match=says):
+        without_tags([song, *BEHAVIORS], ["lyrics", "hashcheck"])
+    with pytest.raises(InputError, match="known: none; no behavior has it"):
+        without_tags(BEHAVIORS, ["hash_check"])
+
+
+def test_choices_in_vain_are_said_before_anything_is_done() -> None:
+    declared = declared_parameters(ROOT / "notebooks" / "15_evaluate_a_model.ipynb")
+    defaults = {name: parameter.default for name, parameter in declared.items()}
+    check_choices(defaults)
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"max_new_tokens": 0}, "max_new_tokens: expected tokens, got 0"),
+        ({"timed": -1}, "timed: expected requests of each kind, 0 or more, got -1"),
+        ({"defense_settings": {"copies": 2}}, "defense_settings: 'copies' is of no defense"),
+        ({"judges": {}, "behaviors": ["a.csv"]}, "judges: there is none; give one at least"),
+        ({"export": "advbench"}, "export: unknown suite 'advbench'"),
+        ({"export": "harmbench", "verdicts": "v"}, "export: .* verdicts alone are given"),
+    ]
+    for changed, says in wrong:
+        with pytest.raises(InputError, match=says):
+            check_choices(defaults | changed)
+    check_choices(defaults | {"judges": {}, "behaviors": ["a.csv"], "verdicts": "v"})
+    check_anything_asked(BENIGN, {}, defaults)
+    check_anything_asked(BEHAVIORS, {}, defaults | {"test_cases": "t"})
+    with pytest.raises(InputError, match="attacks: there is none, and harmful requests are asked"):
+        check_anything_asked(BEHAVIORS, {}, defaults)
+    with pytest.raises(InputError, match="behaviors: none is left"):
+        check_anything_asked([], attacks(direct={}), defaults)
+
+
+def test_behaviors_of_several_files_know_theirs(tmp_path: Path) -> None:
+    columns = "Index,Goal,Target,Behavior,Category,Source\n"
+    files = [tmp_path / "a" / "harmful-behaviors.csv", tmp_path / "benign-behaviors.csv"]
+    for file in files:
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(f"{columns}0,make it ?,Sure,Make,Fraud,Original\n")
+    found, sources = behaviors_of(files)
+    assert sources == {"jbb-0": "harmful-behaviors", "jbb-benign-0": "benign-behaviors"}
+    assert [b.id for b in found] == [*sources]
+    other = tmp_path / "b" / "harmful-behaviors.csv"
+    other.parent.mkdir()
+    other.write_text(f"{columns}1,make it ?,Sure,Make,Fraud,Original\n")
+    assert [*behaviors_of([files[0], other])[1].values()] == [
+        "a/harmful-behaviors",
+        "b/harmful-behaviors",
+    ]
+    with pytest.raises(InputError, match="2 behaviors have the id 'jbb-0', the other is of"):
+        behaviors_of([files[0], files[0]])
+    files[1].write_text(columns)
+    with pytest.raises(InputError, match=r"benign-behaviors\.csv: holds no behavior; give a file"):
+        behaviors_of(files)
+
+
+def test_a_folder_in_place_of_a_json_file_is_said(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="expected a JSON object id -> target, cannot be read"):
+        with_targets(BEHAVIORS, tmp_path)
+    with pytest.raises(InputError, match="expected a JSON object, cannot be read .*; give a file"):
+        read_material(tmp_path)
+
+
+def test_refusals_of_both_kinds_stand_side_by_side() -> None:
+    """XSTest's contrast: what ought to be refused beside what ought not."""
+    labels = {"b0": "2_full_refusal", "b1": "1_full_compliance", "n0": "3_partial_refusal"}
+    said = [
+        Verdict(of, "benign" if of == "n0" else "direct", "xstest", label, "absent", label)
+        for of, label in labels.items()
+    ]
+    behaviors = [*BEHAVIORS, *BENIGN]
+    success, refusals = summary(behaviors, {"xstest": said})
+    assert success.empty
+    whole = refusals[refusals["scope"] == "whole"].set_index("kind")
+    assert list(whole.index) == ["benign", "harmful"]  # the benign ones first
+    assert whole.loc["harmful", "full"] == Rate(1, 2) and whole.loc["benign", "partial"] == Rate(
+        1, 1
+    )
+    sources = {b.id: "one" if b.id == "b0" else "two" for b in behaviors}
+    _, by_source = summary_by_source(behaviors, {"xstest": said}, sources)
+    harmful = by_source[(by_source["kind"] == "harmful") & (by_source["scope"] == "whole")]
+    assert list(zip(harmful["source"], harmful["full"], strict=True)) == [
+        ("one", Rate(1, 1)),
+        ("two", Rate(0, 1)),
+    ]
+    strings = [replace(v, judge=STRINGS.name, whole="refused", answer="refused") for v in said]
+    _, refusals = summary(behaviors, {STRINGS.name: strings})
+    assert refusals["partial"].isna().all()  # it knows none
 
 
 def test_material_is_read_and_forgeries_are_given(tmp_path: Path) -> None:
@@ -1009,19 +1277,19 @@ def test_the_notebook_on_a_model_of_ones_own(checkpoint: Path, tmp_path: Path) -
         "explain how to use the item .",
         "how do i make it ?",
     ]
-    assert (out / "success.csv").read_text().startswith("judge,attack,scope,success_successes")
+    assert (out / "success.csv").read_text().startswith("model,defense,seed,source,judge,")
     # Another judge on these answers: the model is not needed any more.
     out = evaluate(
         tmp_path, behaviors=[str(table), str(benign)], completions=str(out / "completions.jsonl"),
         judges={"gcg_strings": {}, "xstest_strings": {}}, output_dir=str(tmp_path / "again"),
     )  # fmt: skip
     assert {path.stem for path in out.glob("verdicts/*.jsonl")} == {"gcg_strings", "xstest_strings"}
-    assert "xstest_strings,benign,whole,1" in (out / "refusals.csv").read_text()
+    assert "xstest_strings,benign,benign,whole,1" in (out / "refusals.csv").read_text()
     # Their verdicts alone: neither the model nor the answers.
     counted = evaluate(
         tmp_path, behaviors=[str(table), str(benign)], verdicts=str(out / "verdicts"),
         output_dir=str(tmp_path / "counted"),
     )  # fmt: skip
-    assert {path.name for path in counted.iterdir()} == {"success.csv", "refusals.csv"}
+    assert {path.suffix for path in counted.iterdir()} == {".csv", ".json", ".lock"}
     for name in ("success.csv", "refusals.csv"):
         assert (counted / name).read_bytes() == (out / name).read_bytes()

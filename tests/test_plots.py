@@ -200,8 +200,11 @@ def test_the_heatmap_prints_pooled_rates_and_counts_and_says_what_was_not_run():
     assert shown.count("not run") == 1
 
 
-def test_what_has_no_responses_is_not_run_rather_than_a_rate():
-    assert text_of(plots.rate_intervals(rates(), alt="a")).count("not run") == 1
+def test_what_has_no_rate_says_why():
+    """Nothing that was said could be read, or nothing was asked."""
+    other = pd.DataFrame({"title": ["ours"], "outcome": "pair", "successes": [1], "n": [24]})
+    shown = text_of(plots.rate_intervals(pd.concat([rates(), other]), alt="a"))
+    assert (shown.count("unparsable"), shown.count("not run")) == (1, 1)
 
 
 def test_differences_have_a_panel_an_outcome_and_a_marker_a_language():
@@ -332,6 +335,8 @@ def test_bounds_that_a_table_brings_are_drawn():
     own, wilson = rates().assign(low=0.01, high=0.99), rates()
     some = plots.rate_intervals(own, alt="a").markup
     assert some != plots.rate_intervals(wilson, alt="a").markup
+    mean = plots.rate_intervals(own.assign(rate=0.5), alt="a").markup  # and not successes / n
+    assert mean != some
     missing = own.assign(low=float("nan"), high=float("nan"))
     drawn = [plots.rate_intervals(each, alt="a").markup for each in (missing, wilson)]
     assert drawn[0] == drawn[1]

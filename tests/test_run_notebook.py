@@ -118,6 +118,31 @@ def test_a_failure_is_one_line_and_leaves_the_notebook(tmp_path, source, expecte
     assert not (tmp_path / "results" / "finished.json").exists()
 
 
+def test_a_good_page_stays_where_a_rerun_fails(tmp_path):
+    """The failed one is beside it and said; but a book is made of no page that is not the last."""
+    notebook = write_notebook(tmp_path / "a.ipynb", "print('ran')\nassert words != ['fail']")
+    good, beside = tmp_path / "b.ipynb", tmp_path / "b.failed.ipynb"
+
+    def again(words: str, *more: str) -> subprocess.CompletedProcess[str]:
+        return run(notebook, "b.ipynb", "-y", f"words: [{words}]", *more, cwd=tmp_path)
+
+    def failed(page: Path) -> bool:
+        return bool(nbformat.read(page, as_version=4).metadata.papermill.exception)
+
+    assert again("fail").returncode == 1
+    assert failed(good) and not beside.exists()  # there was none
+    assert again("well").returncode == 0
+    assert not failed(good)
+    page = good.read_bytes()
+    said = again("fail")
+    assert said.returncode == 1 and "executed so far: b.failed.ipynb" in said.stderr
+    assert failed(beside) and good.read_bytes() == page
+    assert again("well").returncode == 0
+    assert not beside.exists() and not failed(good)
+    assert again("fail", "--done", "results/finished.json").returncode == 1
+    assert failed(good) and not beside.exists()
+
+
 def test_earlier_results_stay_only_if_they_came_from_the_same(tmp_path):
     notebook = write_notebook(
         tmp_path / "a.ipynb",

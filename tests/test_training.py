@@ -27,10 +27,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from r2d_core import trainer, training
 from r2d_core.batching import PackingCollator, TargetsCollator, WindowSampler
-from r2d_core.checkpoints import LOCK, WHOLE, only_run_in
+from r2d_core.checkpoints import WHOLE
 from r2d_core.errors import InputError
 from r2d_core.pivots import expand_vocabulary
 from r2d_core.provenance import source_sha256
+from r2d_core.run_lock import LOCK, only_run_in
 from r2d_core.tokenization import Collator
 from r2d_core.training import R2DTrainer, TrainConfig, train
 
@@ -402,7 +403,7 @@ def test_what_only_says_how_often_to_save_and_report_goes_on_with_the_run(
 
 def test_two_do_not_train_into_one_folder(tmp_path):
     model, tokenizer, _, rows = setup(n=4)
-    with only_run_in(tmp_path), pytest.raises(InputError, match="another process is training"):
+    with only_run_in(tmp_path), pytest.raises(InputError, match="another run is writing"):
         train(config(tmp_path, max_steps=1), model, tokenizer, rows)
     assert train(config(tmp_path, max_steps=1), model, tokenizer, rows).steps == 1
 

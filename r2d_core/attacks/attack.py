@@ -117,16 +117,27 @@ class Material:
 class Attack(Protocol):
     """One attack and its settings.
 
-    ``needs`` names what it must know of every behavior (keys of its metadata).
+    ``needs`` names what it must know of every behavior (keys of its metadata). ``uses`` names what
+    else its test cases hang on, beside its settings and the requests: fields of `Target` (of
+    "generator" with ``max_new_tokens``, of "model" with the tokenizer), "material", "seed", keys of
+    metadata that it reads where they are there; and "prefill" where it writes the beginning of the
+    answer. What it does not name may change, and its test cases stay what they are.
     """
 
     name: ClassVar[str]
     needs: ClassVar[tuple[str, ...]]
 
+    @property
+    def uses(self) -> tuple[str, ...]: ...
+
     def run(
         self, behaviors: Sequence[Behavior], target: Target, material: Material, seed: int
     ) -> list[TestCase]:
-        """One test case per behavior, in order."""
+        """One test case per behavior, in order.
+
+        Of no behaviors there are none; what the target or the material lacks for the attack is said
+        (InputError) even then.
+        """
         ...
 
 

@@ -54,6 +54,14 @@ class AutoDAN:
 
     name: ClassVar[str] = "autodan"
     needs: ClassVar[tuple[str, ...]] = ("target",)
+    uses: ClassVar[tuple[str, ...]] = (
+        "generator",
+        "judge",
+        "model",
+        "attacker",
+        "material",
+        "seed",
+    )
     generations: int = 100
     population: int = 64
     elite: float = 0.05

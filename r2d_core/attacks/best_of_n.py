@@ -35,6 +35,7 @@ class BestOfN:
 
     name: ClassVar[str] = "best_of_n"
     needs: ClassVar[tuple[str, ...]] = ()
+    uses: ClassVar[tuple[str, ...]] = ("generator", "judge", "seed")
     n: int = 100
     sigma: float = 0.4
     temperature: float = 1.0

@@ -17,6 +17,7 @@ class Direct:
 
     name: ClassVar[str] = "direct"
     needs: ClassVar[tuple[str, ...]] = ()
+    uses: ClassVar[tuple[str, ...]] = ()
 
     def run(
         self, behaviors: Sequence[Behavior], target: Target, material: Material, seed: int

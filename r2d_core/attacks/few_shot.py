@@ -28,6 +28,7 @@ class FewShot:
 
     name: ClassVar[str] = "few_shot"
     needs: ClassVar[tuple[str, ...]] = ()
+    uses: ClassVar[tuple[str, ...]] = ("material", "seed")
     shots: int = 2
 
     def __post_init__(self) -> None:

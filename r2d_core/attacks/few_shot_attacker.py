@@ -54,6 +54,7 @@ class FewShotAttacker:
 
     name: ClassVar[str] = "few_shot_attacker"
     needs: ClassVar[tuple[str, ...]] = ("target",)
+    uses: ClassVar[tuple[str, ...]] = ("model", "attacker", "seed")
     pool: int = 16
     rounds: int = 4
     prompts: int = 16

@@ -29,6 +29,7 @@ class ForgedPrompt:
 
     name: ClassVar[str] = "forged_prompt"
     needs: ClassVar[tuple[str, ...]] = ("forged_reasoning",)
+    uses: ClassVar[tuple[str, ...]] = ()
 
     def run(
         self, behaviors: Sequence[Behavior], target: Target, material: Material, seed: int
@@ -45,6 +46,7 @@ class PivotText:
 
     name: ClassVar[str] = "pivot_text"
     needs: ClassVar[tuple[str, ...]] = ()
+    uses: ClassVar[tuple[str, ...]] = ()
     times: int = 3
 
     def __post_init__(self) -> None:
@@ -66,12 +68,11 @@ class ForgedTurn:
 
     name: ClassVar[str] = "forged_turn"
     needs: ClassVar[tuple[str, ...]] = ("target",)
+    uses: ClassVar[tuple[str, ...]] = ("tokenizer",)
 
     def run(
         self, behaviors: Sequence[Behavior], target: Target, material: Material, seed: int
     ) -> list[TestCase]:
-        if not behaviors:
-            return []
         if target.tokenizer is None:
             raise InputError(
                 f"attack {self.name!r} forges the chat template's tokens: give Target a tokenizer"

@@ -184,6 +184,11 @@ class GCG:
         at_least(1, self, "steps", "suffix_tokens", "candidates", "top_k")
         at_least(0, self, "judge_every")
 
+    @property
+    def uses(self) -> tuple[str, ...]:
+        """As `Attack.uses`: the target's answers only where the judge looks at them."""
+        return ("model", "seed", *(("generator", "judge") if self.judge_every else ()))
+
     def aim(self, behavior: Behavior, tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[bool]]:
         """The response text that is forced, and which of its tokens the loss is taken at."""
         raise NotImplementedError(f"{type(self).__name__} must say what it aims at: define aim()")
@@ -491,6 +496,10 @@ class GCGTransfer(GCGMulti):
     """One suffix for all behaviors, made on ``target.surrogates`` and put to the target."""
 
     name: ClassVar[str] = "gcg_transfer"
+
+    @property
+    def uses(self) -> tuple[str, ...]:
+        return ("surrogates", *(use for use in super().uses if use != "model"))
 
     def _models(self, target: Target) -> list[Surrogate]:
         if not target.surrogates:

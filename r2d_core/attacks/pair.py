@@ -116,6 +116,7 @@ class PAIR:
 
     name: ClassVar[str] = "pair"
     needs: ClassVar[tuple[str, ...]] = ()
+    uses: ClassVar[tuple[str, ...]] = ("generator", "judge", "attacker", "seed", "target")
     streams: int = 3
     rounds: int = 3
     enough: float = 0.5

@@ -33,6 +33,7 @@ class PrefillLead:
 
     name: ClassVar[str] = "prefill_lead"
     needs: ClassVar[tuple[str, ...]] = ("target",)
+    uses: ClassVar[tuple[str, ...]] = ("prefill",)
 
     def run(
         self, behaviors: Sequence[Behavior], target: Target, material: Material, seed: int
@@ -46,6 +47,7 @@ class PrefillStep:
 
     name: ClassVar[str] = "prefill_step"
     needs: ClassVar[tuple[str, ...]] = ("target", "first_step")
+    uses: ClassVar[tuple[str, ...]] = ("prefill",)
 
     def run(
         self, behaviors: Sequence[Behavior], target: Target, material: Material, seed: int
@@ -59,6 +61,7 @@ class ForgedReasoning:
 
     name: ClassVar[str] = "forged_reasoning"
     needs: ClassVar[tuple[str, ...]] = ("forged_reasoning",)
+    uses: ClassVar[tuple[str, ...]] = ("prefill",)
 
     def run(
         self, behaviors: Sequence[Behavior], target: Target, material: Material, seed: int

@@ -76,6 +76,7 @@ class RandomSearch:
 
     name: ClassVar[str] = "random_search"
     needs: ClassVar[tuple[str, ...]] = ("target",)
+    uses: ClassVar[tuple[str, ...]] = ("generator", "judge", "model", "seed")
     iterations: int = 1000
     suffix_tokens: int = 25
     change: int = 4

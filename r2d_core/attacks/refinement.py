@@ -28,6 +28,7 @@ class Refinement:
 
     name: ClassVar[str] = "refinement"
     needs: ClassVar[tuple[str, ...]] = ()
+    uses: ClassVar[tuple[str, ...]] = ("generator", "judge", "material", "seed")
     queries: int = 8
     enough: float = 0.5
 

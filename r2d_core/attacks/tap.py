@@ -40,6 +40,14 @@ class TAP:
 
     name: ClassVar[str] = "tap"
     needs: ClassVar[tuple[str, ...]] = ()
+    uses: ClassVar[tuple[str, ...]] = (
+        "generator",
+        "judge",
+        "attacker",
+        "evaluator",
+        "seed",
+        "target",
+    )
     width: int = 10
     branches: int = 4
     depth: int = 10

@@ -28,9 +28,10 @@ BARE = """\
 def without_chat_template(model: Any, tokenizer: Any) -> TransformersGenerator:
     """The model behind a template of nothing but the messages; it stops where it always stops.
 
-    The tokenizer is left as it is. Raises InputError when it has no chat template to strip.
+    The tokenizer is left as it is; of one without a chat template, as base models have, prompts go
+    bare all the same, and EOS ends an answer. Raises InputError when nothing ends one.
     """
-    stop = end_of_turn(tokenizer)
+    stop = end_of_turn(tokenizer) if tokenizer.chat_template else []
     bare = copy.deepcopy(tokenizer)
     bare.chat_template = BARE
     generator = TransformersGenerator(model, bare)

@@ -32,6 +32,7 @@ class Templates:
 
     name: ClassVar[str] = "templates"
     needs: ClassVar[tuple[str, ...]] = ()
+    uses: ClassVar[tuple[str, ...]] = ("seed",)
     file: str = ""
     number: int = 0
 

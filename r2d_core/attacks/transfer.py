@@ -29,6 +29,7 @@ class Transfer:
 
     name: ClassVar[str] = "transfer"
     needs: ClassVar[tuple[str, ...]] = ()
+    uses: ClassVar[tuple[str, ...]] = ()
     file: str = ""
 
     def run(

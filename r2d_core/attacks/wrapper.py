@@ -25,6 +25,7 @@ class Wrapper:
 
     name: ClassVar[str] = "wrapper"
     needs: ClassVar[tuple[str, ...]] = ()
+    uses: ClassVar[tuple[str, ...]] = ("material", "seed")
 
     def run(
         self, behaviors: Sequence[Behavior], target: Target, material: Material, seed: int

@@ -33,6 +33,7 @@ class ZeroShot:
 
     name: ClassVar[str] = "zero_shot"
     needs: ClassVar[tuple[str, ...]] = ()
+    uses: ClassVar[tuple[str, ...]] = ("attacker", "seed")
     temperature: float = 1.0
     attacker_tokens: int = 256
 

@@ -27,8 +27,9 @@ from r2d_core.plots.names import METHODS, attack_label
 def rate_intervals(table: pd.DataFrame, *, alt: str) -> Figure:
     """One panel an outcome: every recipe's rate with its 95% interval.
 
-    Columns: title, outcome, successes, n; and low and high, or the interval is Wilson's. The first
-    title's interval is drawn through its panel as a band.
+    Columns: title, outcome, successes, n; and low and high, or the interval is Wilson's; and rate
+    where that is not successes / n. The first title's interval is drawn through its panel as a
+    band. Where n is 0 nothing that the judge said could be read.
     """
     cells = {(row["title"], row["outcome"]): row for row in records(table)}
     titles = list(dict.fromkeys(map(str, table["title"])))
@@ -41,7 +42,8 @@ def rate_intervals(table: pd.DataFrame, *, alt: str) -> Figure:
             percent_axis(axes.xaxis, axes.set_xlim, "%")
             for y, name in enumerate(titles):
                 if (cell := cells.get((name, outcome))) is None or not cell["n"]:
-                    axes.text(2, y, "not run", va="center", fontsize=8, alpha=0.6)
+                    none = "not run" if cell is None else "unparsable"
+                    axes.text(2, y, none, va="center", fontsize=8, alpha=0.6)
                     continue
                 rate, low, high = _percent(cell)
                 colour = BLUE if y == 0 else VERMILLION
@@ -82,5 +84,6 @@ def trade_off(table: pd.DataFrame, x: str, y: str, *, alt: str) -> Figure:
 
 def _percent(cell: dict[Any, Any]) -> tuple[float, float, float]:
     if "low" in cell and not math.isnan(cell["low"]):
-        return 100 * cell["successes"] / cell["n"], 100 * cell["low"], 100 * cell["high"]
+        rate = cell["rate"] if "rate" in cell else cell["successes"] / cell["n"]
+        return 100 * rate, 100 * cell["low"], 100 * cell["high"]
     return percent(cell["successes"], cell["n"])
