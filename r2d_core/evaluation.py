@@ -649,14 +649,14 @@ def _once(
     again, too, from test cases or completions that are other now because theirs were; what was
     answered is in the journals.
     """
-    before = _made_with(path)
+    before: dict[str, Any] | None = _made_with(path)
     if before is not None:
-        other = _others(before, settings)
+        other: list[str] = _others(before, settings)
         known = read_jsonl(path, cls) if {*other} <= HEALED else []
         lost = any(each.metadata.get("outage") for each in known)
         if not other and not lost:
             return known
-        more = grown is not None and {*before} == {*settings} and grown(before, other)
+        more = grown is not None and before.keys() == settings.keys() and grown(before, other)
         if not lost and not more:
             raise InputError(_made_with_another(path, other))
     records = make()
