@@ -59,7 +59,7 @@ def attack_table(method: str, base_seed: int) -> pd.DataFrame:
 def executed(name: str) -> nbformat.NotebookNode:
     """What a run leaves: parameters, a hostile table, hostile print-out, a figure, a trace."""
     shown = pd.DataFrame({"prompt": [HOSTILE], "completion": [HOSTILE[::-1]]})
-    figure = plots.asr_intervals(attack_table("r2d", 0), alt=f"{name}: {HOSTILE}", title=HOSTILE)
+    figure = plots.asr_intervals(attack_table("r2d", 0), alt=f"{name}: {HOSTILE}")
     trace = plots.pivot_trace(
         [plots.TraceToken(HOSTILE), plots.TraceToken("[UNSAFE]", 0.1, 0.8)],
         alt=name,
