@@ -35,6 +35,7 @@ from run_notebook import NotebookFailed, end_by_signals, execute, ran_to_its_end
 
 from r2d_core.checking import mismatch, unknown
 from r2d_core.errors import InputError
+from r2d_core.evaluation import lost_to_outages
 from r2d_core.evaluation_tables import RUN, as_text
 from r2d_core.evaluations_compared import compare_evaluations
 from r2d_core.parameters import check_values, declared_parameters
@@ -76,7 +77,17 @@ def main(arguments: list[str] | None = None) -> int:
         except NotebookFailed as error:
             print(f"error: {error}", file=sys.stderr)
             failed = True
-    folders = [output / name for name in evaluations if (output / name / RUN).is_file()]
+    folders = []
+    for name, parameters in evaluations.items():
+        folder = output / name
+        if not ended(output / f"{name}.ipynb", {**parameters, "output_dir": str(folder)}):
+            continue
+        folders.append(folder)
+        if lost_to_outages(folder):
+            print(
+                f"{folder}: a model was down for some requests; the same command asks them again",
+                file=sys.stderr,
+            )
     if folders:
         try:
             compared = compare_evaluations(folders)
@@ -136,6 +147,11 @@ def _name(differs: Mapping[str, Any]) -> str:
 
 
 def is_finished(page: Path, parameters: Mapping[str, Any]) -> bool:
+    """Whether the evaluation `ended`, and no outage lost a part of it."""
+    return ended(page, parameters) and not lost_to_outages(parameters["output_dir"])
+
+
+def ended(page: Path, parameters: Mapping[str, Any]) -> bool:
     """Whether the executed chapter is there, of these parameters, and ended well."""
     finished = (Path(parameters["output_dir"]) / RUN).is_file() and ran_to_its_end(page)
     return finished and (

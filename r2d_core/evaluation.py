@@ -47,7 +47,7 @@ from r2d_core.generation import (
     completion_of,
     request_of,
 )
-from r2d_core.judges import ABSENT, UNPARSABLE, Judge, judge_all
+from r2d_core.judges import ABSENT, JUDGES, UNPARSABLE, Judge, judge_all
 from r2d_core.over_refusal import refusal_outcomes, refusal_rates, tells_refusals
 from r2d_core.reach import Reached
 from r2d_core.records import (
@@ -497,7 +497,8 @@ def write_suite_files(
         for pair in zip(completions, verdicts, strict=True)
         if kinds.get(pair[0].behavior_id) == "harmful" and not _missing(pair[0])
     ]
-    said = {}
+    attacks = dict.fromkeys(c.attack for c in completions if kinds.get(c.behavior_id) == "harmful")
+    said = {attack: "not written: the attack has a prompt for no behavior" for attack in attacks}
     for attack in dict.fromkeys(completion.attack for completion, _ in pairs):
         made = [completion for completion, _ in pairs if completion.attack == attack]
         judged = [verdict for completion, verdict in pairs if completion.attack == attack]
@@ -546,7 +547,8 @@ def _told_apart(
                     "made from"
                 )
             kind = kinds[verdict.behavior_id]
-            if tells_refusals(name):
+            # Of a judge nobody here knows, a suite's file has one label, which tells of success.
+            if tells_refusals(name) and (name in JUDGES or verdict.answer):
                 refusals[kind].append(verdict)
             if kind == "harmful" and tells_success(name):
                 success.append(verdict)
@@ -602,8 +604,10 @@ def _told(completions: Sequence[Completion], without: Sequence[str]) -> dict[str
     return {attack: digest(repr(kept)) for attack, kept in some.items()}
 
 
-def _same_where_both(before: Mapping[str, str], now: Mapping[str, str]) -> bool:
-    """Whether what both know is the same."""
+def _same_where_both(before: object, now: Mapping[str, str]) -> bool:
+    """Whether what both know is the same; older folders tell no attack apart: then it is not."""
+    if not isinstance(before, dict):
+        return False
     return all(now[name] == told for name, told in before.items() if name in now)
 
 
@@ -626,6 +630,16 @@ def _others(before: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]
     now = json.loads(json.dumps(settings))
     names = [*now, *(name for name in before if name not in now)]
     return [name for name in names if before.get(name) != now.get(name)]
+
+
+def _changed(before: Mapping[str, Any], settings: Mapping[str, Any]) -> set[str]:
+    """The attacks of which test cases or completions are others than before."""
+    found: set[str] = set()
+    for name in ("cases", "completions"):
+        were, now = before.get(name, {}), settings.get(name, {})
+        if isinstance(were, dict):
+            found |= {attack for attack, told in were.items() if now.get(attack, told) != told}
+    return found
 
 
 def _made_with_another(path: Path, other: Sequence[str]) -> str:
@@ -653,9 +667,10 @@ def _once(
     if before is not None:
         other: list[str] = _others(before, settings)
         known = read_jsonl(path, cls) if {*other} <= HEALED else []
-        lost = any(each.metadata.get("outage") for each in known)
-        if not other and not lost:
+        outages = {each.attack for each in known if each.metadata.get("outage")}
+        if not other and not outages:
             return known
+        lost = bool(outages) and _changed(before, settings) <= outages
         more = grown is not None and before.keys() == settings.keys() and grown(before, other)
         if not lost and not more:
             raise InputError(_made_with_another(path, other))
@@ -666,6 +681,17 @@ def _once(
     write_json_atomic(_record(path), settings)
     write_jsonl(path, records)
     return records
+
+
+def lost_to_outages(folder: str | Path) -> bool:
+    """Whether a model was down for something of a finished evaluation: run again, it is asked."""
+    root = Path(folder)
+    some: tuple[TestCase | Completion | Verdict, ...] = (
+        *(each for file in root.glob("test_cases/*.jsonl") for each in read_jsonl(file, TestCase)),
+        *(each for file in root.glob("completions.jsonl") for each in read_jsonl(file, Completion)),
+        *(each for file in root.glob("verdicts/*.jsonl") for each in read_jsonl(file, Verdict)),
+    )
+    return any(each.metadata.get("outage") for each in some)
 
 
 def _record(path: Path) -> Path:

@@ -15,7 +15,7 @@ from typing import Any
 from r2d_core.attacks import Material
 from r2d_core.attacks.attack import no_rewrite
 from r2d_core.attacks.journal import Journal, RecordedGenerator, digest
-from r2d_core.attacks.queries import Failure, ask, check_answers
+from r2d_core.attacks.queries import Failure, ask
 from r2d_core.checking import mismatch, unknown
 from r2d_core.errors import InputError
 from r2d_core.generation import Request
@@ -97,13 +97,20 @@ def with_own_traces(
     first pivot, where it has none), with [SAFE] in that place: what comes before is what the
     attacked model goes on to write, so a raised [SAFE] is one that it meets. A behavior that has a
     target, or in whose answer no pivot is, keeps what it has. Answers are kept in
-    ``folder/progress``; one that fails is none. Raises InputError where outages took all of them.
+    ``folder/progress``; one that fails is none. Raises InputError where an outage took one: the
+    attack would aim at less than the model's own.
     """
     left = [b for b in behaviors if b.kind == "harmful" and "pivot_target" not in b.metadata]
     asked = [Request(b.request) for b in left]
     journal = Journal(Path(folder) / "progress" / f"traces-{digest(reached.name)}.jsonl")
     answers = ask(RecordedGenerator(reached.generator, journal, "target"), asked, max_new_tokens)
-    check_answers(answers)
+    lost = [each for each in answers if isinstance(each, Failure) and each.outage]
+    if lost:
+        raise InputError(
+            f"the model was down for {len(lost)} of {len(answers)} of its own traces, at which "
+            f"attacks on the pivots aim: {lost[-1].error}; run again when it answers: what it has "
+            "answered is not asked again"
+        )
     found = {}
     for behavior, answer in zip(left, answers, strict=True):
         text = "" if isinstance(answer, Failure) else answer.text
@@ -151,6 +158,10 @@ def check_choices(parameters: Mapping[str, Any]) -> None:
         )
     if p["export"] and p["export"] not in SUITES:
         raise InputError(f"export: {unknown('suite', p['export'], SUITES)}")
+    if Path(p["output_dir"]).resolve() in [Path(other).resolve() for other in p["beside"]]:
+        raise InputError(
+            f"beside: {p['output_dir']!r} is this evaluation's own output_dir; name others"
+        )
     if p["export"] and p["verdicts"]:
         raise InputError(
             "export: the suites' files hold completions with their verdicts, and verdicts alone "

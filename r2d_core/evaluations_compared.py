@@ -15,6 +15,7 @@ import pandas as pd
 
 from r2d_core.errors import InputError
 from r2d_core.evaluation_tables import Run
+from r2d_core.judges import JUDGES
 from r2d_core.metrics import Rate, as_columns, holm
 from r2d_core.records import write_text_atomic
 from r2d_core.sampling_error import mean_over_seeds, paired_change, rate_over_behaviors
@@ -136,7 +137,8 @@ def _differences(told: pd.DataFrame) -> pd.DataFrame:
         run=told.groupby("model")["seed"].rank("dense"),
         number=told.groupby([*CELL, "model", "seed", "behavior"]).cumcount(),
     )
-    success = told[told["measure"] == "success"]
+    # Of the exact judge it is another question: harm may have turned into garbled text.
+    success = told[(told["measure"] == "success") & told["judge"].isin(list(JUDGES))]
     asked_already = {("refusal", *key) for key in success[CELL[1:]].itertuples(index=False)}
     rows = []
     for key, cell in told.groupby(CELL, sort=False):

@@ -348,7 +348,8 @@ def mean_over_seeds(rates: Sequence[Rate]) -> Interval:
 
     Seeds are repeats of the training: the interval is about another training, on these behaviors.
     Seeds that happen to agree (0% in all of three) show no spread, but each seed's rate is of a few
-    outcomes only: the interval holds Wilson's of all seeds' outcomes. Raises InputError for fewer
+    outcomes only: the interval holds Wilson's of all seeds' outcomes, of those that are worth less
+    than as many independent ones with what they are worth. Raises InputError for fewer
     than two seeds and for a seed without outcomes.
     """
     k = len(rates)
@@ -361,7 +362,8 @@ def mean_over_seeds(rates: Sequence[Rate]) -> Interval:
             )
     shares = np.array([rate.rate for rate in rates])
     mean, margin = float(shares.mean()), student_margin(shares)
-    low, high = wilson_interval(sum(r.successes for r in rates), sum(r.n for r in rates))
+    worth = [r.effective if isinstance(r, ClusteredRate | BehaviorRate) else r.n for r in rates]
+    low, high = _wilson_bounds(float(np.average(shares, weights=worth)), sum(worth), 0.95)
     return Interval(mean, max(0.0, min(low, mean - margin)), min(1.0, max(high, mean + margin)), k)
 
 

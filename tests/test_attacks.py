@@ -1052,3 +1052,28 @@ def test_autodan_breeds_templates(target: Target) -> None:
 
 def test_the_registry_goes_by_the_attacks_own_names() -> None:
     assert all(attack().name == name for name, attack in ATTACKS.items())
+
+
+def test_autodan_takes_no_fitness_of_other_prompts(target: Target, tmp_path: Path) -> None:
+    """An attacker that was down leaves other children than it writes when it is up again."""
+
+    class Attacker:
+        down = True
+
+        def generate(self, requests: Sequence[Request], max_new_tokens: int) -> list[Generation]:
+            if self.down:
+                failed = {request: OutageError("down") for request in requests}
+                raise OutageError("down", failed)
+            return [Generation("so {request}. and more", 1, 1, "stop") for _ in requests]
+
+    attack = make_attack("autodan", generations=3, population=4, mutation=1.0, enough=1.0)
+    attacker = Attacker()
+
+    def run(folder: Path) -> TestCase:
+        its = replace(target, attacker=attacker, progress=folder)
+        (case,) = attack.run(BEHAVIORS[:1], its, MATERIAL, 0)
+        return case
+
+    assert run(tmp_path / "one").metadata["outage"]
+    attacker.down = False
+    assert run(tmp_path / "one") == run(tmp_path / "fresh")

@@ -508,6 +508,56 @@ def test_what_a_judges_model_did_not_answer_is_judged_again(tmp_path: Path) -> N
     assert not any("error" in v.metadata for v in judge_once(judge, BEHAVIORS, made, tmp_path))
 
 
+def test_another_file_is_refused_beside_an_outage_and_an_older_folder_in_one_line(
+    tmp_path: Path,
+) -> None:
+    down = Reached(Broken("raises", only="explain"), "m")
+    cases = answer_directly(BEHAVIORS)
+    answer_all(cases, down, tmp_path, max_new_tokens=3)
+    assert evaluation.lost_to_outages(tmp_path)
+    others = [replace(case, attack="other") for case in cases]
+    answer_all([*cases, *others], down, tmp_path, max_new_tokens=3)
+    changed = [replace(others[0], prompt="something else"), *others[1:]]
+    answer_all([*cases, *changed], down, tmp_path, max_new_tokens=3)  # it had an outage, too
+    sound = Reached(Echo(), "m")
+    answer_all([*cases, *changed], sound, tmp_path, max_new_tokens=3)
+    assert not evaluation.lost_to_outages(tmp_path)
+    with pytest.raises(InputError, match=r"completions\.jsonl was made with another cases;"):
+        answer_all([*cases, *others], sound, tmp_path, max_new_tokens=3)
+    record = tmp_path / "completions.settings.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"cases": "0123"}))
+    with pytest.raises(InputError, match=r"completions\.jsonl was made with another cases;"):
+        answer_all(cases, sound, tmp_path, max_new_tokens=3)
+
+
+def test_what_was_not_attempted_was_not_refused_either(tmp_path: Path) -> None:
+    made = answer_all(answer_directly(BEHAVIORS), Reached(Echo(), "m"), tmp_path, max_new_tokens=3)
+    made[0] = replace(made[0], text="I'm sorry, but I cannot assist with that.")
+    made[1] = replace(made[1], text="", metadata={"missing": True})
+    _, refused = summary(BEHAVIORS, {STRINGS.name: judge_once(STRINGS, BEHAVIORS, made, tmp_path)})
+    assert refused["full"].tolist() == [Rate(1, 1)] * len(refused) and set(refused["n"]) == {1}
+    said = write_suite_files(
+        "harmbench", tmp_path, "m", BEHAVIORS, made[1:],
+        judge_once(STRINGS, BEHAVIORS, made[1:], tmp_path / "missing"),
+    )  # fmt: skip
+    assert said == {"direct": "not written: the attack has a prompt for no behavior"}
+
+
+def test_a_suite_s_file_of_another_judge_tells_no_refusals() -> None:
+    said = [Verdict(b.id, "PAIR", "gpt-4", "not_harmful", "", "") for b in BEHAVIORS]
+    success, refused = summary(BEHAVIORS, {"gpt-4": said})
+    assert success["success"].tolist() == [Rate(0, 2)] and refused.empty
+
+
+def test_a_trace_that_an_outage_took_ends_the_run(tmp_path: Path) -> None:
+    """A weaker target would stand in its place, and another one the next time."""
+    down, asked = Broken("raises", only="explain"), [Behavior("a", "explain"), Behavior("b", "so")]
+    with pytest.raises(InputError, match="was down for 1 of 2 of its own traces, .*; run again wh"):
+        with_own_traces(asked, Reached(down, "m"), tmp_path, max_new_tokens=3)
+    down.only = "nobody"
+    assert with_own_traces(asked, Reached(down, "m"), tmp_path, max_new_tokens=3) == asked
+
+
 def test_what_a_filter_withholds_is_neither_refusal_nor_compliance(tmp_path: Path) -> None:
     class Filtered(Echo):
         def generate(self, requests: Sequence[Request], max_new_tokens: int) -> list[Generation]:

@@ -14,6 +14,7 @@ from scipy.stats import binomtest
 from r2d_core.errors import InputError
 from r2d_core.metrics import Rate, cohen_kappa, mcnemar, wilson_interval
 from r2d_core.sampling_error import (
+    BehaviorRate,
     ClusteredRate,
     asked,
     budget_curve,
@@ -402,3 +403,14 @@ def test_kappa_where_there_is_little_to_see():
         clustered_kappa("xxxx", "xxxx", ["r"])
     with pytest.raises(InputError, match="behavior 1 is missing"):
         clustered_kappa("xy", "xy", ["r", None])
+
+
+def test_seeds_whose_outcomes_hang_together_are_worth_less():
+    """Five behaviors of twenty outcomes each, all alike, are no hundred independent ones."""
+    outcomes, behaviors = [True] * 40 + [False] * 60, [n // 20 for n in range(100)]
+    seeds = [BehaviorRate.of(outcomes, behaviors)] * 2
+    plain = mean_over_seeds([Rate(40, 100)] * 2)
+    over = mean_over_seeds(seeds)
+    assert over.estimate == plain.estimate == pytest.approx(0.4)
+    assert over.low < plain.low - 0.1 and over.high > plain.high + 0.1
+    assert (over.low, over.high) == pytest.approx(wilson_interval(4, 10))

@@ -34,7 +34,7 @@ import json, sys, time
 import real_run_notebook
 from real_run_notebook import fingerprint
 
-def execute(notebook, output, parameters):
+def execute(notebook, output, parameters, in_place):
     time.sleep(0.2)
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(dict(parameters)))

@@ -34,7 +34,7 @@ from r2d_core.attacks.attack import (
     require_model,
 )
 from r2d_core.attacks.gradient import response_ids
-from r2d_core.attacks.journal import Journal
+from r2d_core.attacks.journal import Journal, digest
 from r2d_core.attacks.queries import Failure, Search, ask, attack_each, put, try_response
 from r2d_core.errors import InputError
 from r2d_core.generation import Request
@@ -103,17 +103,18 @@ class AutoDAN:
         wrappers = list(material.wrappers)
         templates = [wrappers[i % len(wrappers)] for i in range(self.population)]
         best, lowest, losses = templates[0], math.inf, []
-        known = journal.entries(f"fitness-{behavior.id}")
         for number in range(self.generations):
-            if number < len(known):
-                fitness, matched, errors = known[number]
+            # By the templates: others are written where the attacker failed at some before.
+            key = f"fitness-{behavior.id}-{number}-{digest(repr(templates))}"
+            if known := journal.entries(key):
+                fitness, matched, errors = known[0]
                 search.queries += len(templates)
                 search.errors += errors
             else:
                 before = len(search.errors)
                 fitness, matched = self._fitness(templates, search, target)
                 entry = [fitness, matched, search.errors[before:]]
-                journal.add((f"fitness-{behavior.id}", entry))
+                journal.add((key, entry))
             fittest = max(range(len(templates)), key=fitness.__getitem__)
             losses.append(-fitness[fittest] if math.isfinite(fitness[fittest]) else None)
             if -fitness[fittest] < lowest:

@@ -100,6 +100,10 @@ METHODS = (VANILLA, *ARMS)
 TITLES = {VANILLA: "No safety training", **{name: arm.title for name, arm in ARMS.items()}}
 
 
+OF_ONE_FORMAT = ("forged_reasoning", "gcg_pivot")
+"""Attacks that write, or aim at, a method's own reasoning and pivots: they differ with these."""
+
+
 def same_format(one: str, other: str) -> bool:
     """Whether two arms write alike, reasoning and pivots: an attack that forges it is the same."""
     ours, theirs = ARMS[one], ARMS[other]

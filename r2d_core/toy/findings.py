@@ -6,7 +6,7 @@ import pandas as pd
 
 from r2d_core.attack_titles import attack_title
 from r2d_core.sampling_error import Interval, clustered_rate, mean_over_runs, tokens_by_run
-from r2d_core.toy.arms import ARMS, METHODS, TITLES, same_format
+from r2d_core.toy.arms import ARMS, METHODS, OF_ONE_FORMAT, TITLES, same_format
 from r2d_core.toy.evaluation import LOOK_ALIKES
 from r2d_core.toy.outcomes import TOLD
 from r2d_core.toy.results import (
@@ -148,7 +148,7 @@ def _against(results: Results, tests: pd.DataFrame, other: str) -> str:
     for row in tests.to_dict("records"):
         outcome = row["attack"]
         # The attack writes other texts for methods of another format: no pairs to compare.
-        if outcome == "forged_reasoning" and not same_format(REFERENCE, other):
+        if outcome in OF_ONE_FORMAT and not same_format(REFERENCE, other):
             continue
         below = row["only_reference"] < row["only_method"]
         contrary = row["runs_higher" if below else "runs_lower"]

@@ -18,7 +18,7 @@ from r2d_core.attack_titles import attack_title
 from r2d_core.errors import InputError
 from r2d_core.metrics import holm
 from r2d_core.replication import difference_over_replicates
-from r2d_core.toy.arms import ARMS, TITLES, same_format
+from r2d_core.toy.arms import ARMS, OF_ONE_FORMAT, TITLES, same_format
 from r2d_core.toy.findings import HARMLESS, REFERENCE, listed, outcome_title, verdict
 from r2d_core.toy.outcomes import by_request
 from r2d_core.toy.results import SIGNIFICANT, Results
@@ -26,8 +26,6 @@ from r2d_core.toy.results import SIGNIFICANT, Results
 CONTROLS = ("refusal_recovery", ["refusal"])
 """What the recovery examples do by themselves, compared as R2D is with the others."""
 _SIDES = ["reference", "other", "reference_refused", "other_refused"]
-_OF_ONE_FORMAT = ("forged_reasoning", "gcg_pivot")
-"""Attacks that write, or aim at, a method's own reasoning and pivots: they differ with these."""
 
 
 def comparable(results: Results) -> bool:
@@ -45,7 +43,7 @@ def over_languages(
     """``reference`` against every other trained method, or ``others``, a row a method and outcome.
 
     Outcomes are each attack (the share of harmful responses), ``LOOK_ALIKES_REFUSED`` and
-    ``ANSWERED_EXACTLY`` (of harmless requests, judged on the answer). Attacks of ``_OF_ONE_FORMAT``
+    ``ANSWERED_EXACTLY`` (of harmless requests, judged on the answer). Attacks of ``OF_ONE_FORMAT``
     are left out where the methods' formats differ, and what both met in one language only. Columns:
     method, outcome, n (pairs), languages, reference and other (mean rates), reference_refused and
     other_refused (of attacks, how often each refused), difference (reference - other), low, high
@@ -186,7 +184,7 @@ def _pairs(
     }
     for method in compared:
         for name, (of, refused) in outcomes.items():
-            if name in _OF_ONE_FORMAT and not same_format(reference, method):
+            if name in OF_ONE_FORMAT and not same_format(reference, method):
                 continue
             if reference in of and method in of:
                 sides = [side[each] for side in (of, refused) for each in (reference, method)]

@@ -12,7 +12,7 @@ from r2d_core.errors import InputError
 from r2d_core.metrics import holm
 from r2d_core.records import read_json
 from r2d_core.sampling_error import Interval, clustered_rate
-from r2d_core.toy.arms import ARMS, METHODS
+from r2d_core.toy.arms import ARMS, METHODS, OF_ONE_FORMAT, same_format
 from r2d_core.toy.evaluation import LOOK_ALIKES
 from r2d_core.toy.measure import Measurement, read_measurement
 from r2d_core.toy.outcomes import JUDGED, by_scope, paired_tests, read_judged
@@ -90,8 +90,8 @@ class Results:
 
         Of the harmful responses under each attack, and of `harmless`. Columns as there, and
         ``p_holm``: nan where the requests are too few for any p-value below 5%, which takes
-        `FEWEST_REQUESTS`, and for methods without safety training; such tests are not of the
-        family, for nobody asks whether they differ.
+        `FEWEST_REQUESTS`, for methods without safety training, and for attacks of `OF_ONE_FORMAT`
+        on methods of two; such tests are not of the family, for nobody asks whether they differ.
         """
         if reference not in self.methods:
             raise InputError(f"the experiment has no method {reference!r}; it has {self.methods}")
@@ -100,7 +100,11 @@ class Results:
             if reference in set(rows["method"]):
                 tables.append(paired_tests(rows.assign(attack=name), reference, label, "answer"))
         tests = pd.concat(tables, ignore_index=True)
+        written_alike = [
+            method for method in ARMS if reference not in ARMS or same_format(reference, method)
+        ]
         family = (tests["requests"] >= FEWEST_REQUESTS) & tests["method"].isin(ARMS)
+        family &= tests["method"].isin(written_alike) | ~tests["attack"].isin(OF_ONE_FORMAT)
         return tests.assign(p_holm=pd.Series(holm(list(tests["p_value"][family])),
                                              index=tests.index[family]))  # fmt: skip
 
