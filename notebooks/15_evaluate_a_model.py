@@ -35,7 +35,7 @@
 # ```
 #
 # `experiments/evaluate_models.py` does it for several models, defences and seeds;
-# {doc}`/your_own_model` says what is in the files.
+# {doc}`/book/your_own_model` says what is in the files.
 
 # %% tags=["parameters"]
 # Parameters of this notebook

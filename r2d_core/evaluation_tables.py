@@ -17,6 +17,7 @@ from typing import Any
 import pandas as pd
 
 from r2d_core.checking import check_fields
+from r2d_core.cost import COUNTS
 from r2d_core.errors import InputError
 from r2d_core.metrics import as_columns
 from r2d_core.reach import telling
@@ -35,7 +36,7 @@ RATES = {
     "outcomes": [],
 }
 """The files, and in which of their columns rates are."""
-MEANS = {"scores": ["score"], "spending": ["tokens", "queries"]}
+MEANS = {"scores": ["score"], "spending": ["tokens", "queries"], "costs": [*COUNTS]}
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,8 @@ def write_tables(folder: str | Path, run: Run, tables: Mapping[str, pd.DataFrame
 def table_of(kind: type[Any], records: Sequence[Any]) -> pd.DataFrame:
     """A row a record of a dataclass; without records too, a column a field."""
     columns = [each.name for each in dataclasses.fields(kind)]
-    return pd.DataFrame([dataclasses.asdict(record) for record in records], columns=columns)
+    rows = [[getattr(record, column) for column in columns] for record in records]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def as_text(table: pd.DataFrame, none: str = "") -> pd.DataFrame:

@@ -9,13 +9,14 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from r2d_core.cost import Cost
 from r2d_core.errors import InputError
 from r2d_core.evaluation import outcomes, scores, spending, summary, summary_by_source
-from r2d_core.evaluation_tables import RATES, Run, as_text, named, write_tables
+from r2d_core.evaluation_tables import RATES, Run, as_text, named, table_of, write_tables
 from r2d_core.evaluations_compared import compare_evaluations
 from r2d_core.metrics import Rate, holm
 from r2d_core.records import Behavior, Verdict
-from r2d_core.sampling_error import BehaviorRate, mean_over_seeds, paired_permutation
+from r2d_core.sampling_error import BehaviorRate, Mean, mean_over_seeds, paired_permutation
 
 BEHAVIORS = [Behavior(f"0{i}", f"goal {i}") for i in range(8)]
 BEHAVIORS += [Behavior("NA", "hello ?", "benign"), Behavior("n1", "why ?", "benign")]
@@ -170,3 +171,18 @@ def test_names_and_shown_tables() -> None:
     table = pd.DataFrame({"a": ["x", None], "b": [None, None], "n": [1, 2]})
     assert as_text(table).to_dict("list") == {"a": ["x", ""], "n": [1, 2]}
     assert list(as_text(table, none="not known")["b"]) == ["not known"] * 2
+
+
+def test_costs_are_numbers_in_columns_of_their_own(tmp_path: Path) -> None:
+    tokens, one = Mean(5.0, 4.0, 6.0, 3), Mean(2.0, float("nan"), float("nan"), 1)
+    costs = [Cost(kind="harmful", n=3, prompt_tokens=tokens, response_tokens=tokens,
+                  answer_words=one, seconds=0.5, cut_off=0)]  # fmt: skip
+    for name, some in (("with", costs), ("without", [])):
+        (tmp_path / name).mkdir()
+        run = Run(model="m", defense="", seed=0, source="file")
+        write_tables(tmp_path / name, run, {"costs": table_of(Cost, some)})
+    table = pd.read_csv(tmp_path / "with" / "costs.csv")
+    ends = [f"response_tokens_{end}" for end in ("estimate", "low", "high", "n")]
+    assert table[ends].to_numpy().tolist() == [[5, 4, 6, 3]]
+    assert table["answer_words_estimate"].tolist() == [2] and table["answer_words_low"].isna().all()
+    assert list(pd.read_csv(tmp_path / "without" / "costs.csv").columns) == list(table.columns)
