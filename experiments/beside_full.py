@@ -65,7 +65,11 @@ def across(book: Path) -> str:
             rows = kept[name][0] if name in kept else whole[whole["attack"] == name]
             rates = rows.groupby("method")[label].mean()
             both = [rates.get(method) for method in ("r2d", "refusal_recovery")]
-            cells.append("–" if None in both else " against ".join(f"{r:.0%}" for r in both))
+            cells.append(
+                "–"
+                if None in both
+                else "\N{NO-BREAK SPACE}against\N{NO-BREAK SPACE}".join(f"{r:.0%}" for r in both)
+            )
         lines.append([title, *cells])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
