@@ -1,7 +1,7 @@
 """Copy what an experiment found into the book's sources, to be committed: `make full` ends with it.
 
     python experiments/publish.py --experiment full
-    python experiments/publish.py --reword    # the sentences anew, from the outcomes that are there
+    python experiments/publish.py --reword    # what is computed from the outcomes, anew
 
 The full grid takes too long for everybody to run; the book shows its tables and figures from
 ``book/full/`` (another experiment's: ``book/<its name>/``, for a page that includes them: see
