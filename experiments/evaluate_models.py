@@ -35,9 +35,9 @@ from run_notebook import NotebookFailed, end_by_signals, execute, ran_to_its_end
 
 from r2d_core.checking import mismatch, unknown
 from r2d_core.errors import InputError
-from r2d_core.evaluation import lost_to_outages
 from r2d_core.evaluation_tables import RUN, as_text
 from r2d_core.evaluations_compared import compare_evaluations
+from r2d_core.made_once import lost_to_outages
 from r2d_core.parameters import check_values, declared_parameters
 from r2d_core.yaml_text import parse_yaml
 

@@ -92,15 +92,10 @@ from r2d_core.evaluation import (
     check_reached,
     costs_once,
     judge_once,
-    outcomes,
-    scores,
-    spending,
-    summary,
-    summary_by_source,
     utility_config,
     utility_once,
-    write_suite_files,
 )
+from r2d_core.evaluation_counts import outcomes, scores, spending, summary, summary_by_source
 from r2d_core.evaluation_inputs import (
     behaviors_of,
     check_anything_asked,
@@ -122,6 +117,7 @@ from r2d_core.provenance import footer_html, provenance
 from r2d_core.reach import defend, draws, make_judges, reach, reach_described
 from r2d_core.records import read_completions, read_test_cases
 from r2d_core.run_lock import keep_others_out_of
+from r2d_core.suite_files import write_suite_files
 from r2d_core.toy.base import LONGEST_ANSWER
 from r2d_core.toy.evaluation import toy_evaluation
 from r2d_core.toy.stages import default_checkpoint

@@ -23,7 +23,6 @@ from r2d_core.records.outcomes import NOT_ATTEMPTED, is_success
 from r2d_core.sampling_error import (
     Interval,
     clustered_mean,
-    mean_over_behaviors,
     rate_over_behaviors,
 )
 
@@ -64,34 +63,6 @@ def attack_succeeded(verdict: Verdict, scope: str = "whole") -> bool | None:
             "see r2d_core.over_refusal, or `score_means` for StrongREJECT"
         )
     return is_success(label, judge.success)
-
-
-def success_by_behavior(
-    verdicts: Sequence[Verdict], behaviors: Sequence[Behavior] = ()
-) -> pd.DataFrame:
-    """Attack success as HarmBench counts it: the mean over behaviors of each one's share.
-
-    For attacks that make several test cases of a behavior, of the whole response. Columns: judge,
-    attack, ``behaviors``, ``completions`` and ``success`` (`sampling_error.mean_over_behaviors`:
-    Wilson's interval on the effective number of outcomes). Verdicts without a label are left out
-    and ``behaviors`` without a verdict are failures, as in `success_rates`; an attack on fewer than
-    two behaviors has no such interval and no row.
-
-    Raises InputError as `success_rates` does.
-    """
-    found: dict[tuple[str, str], list[tuple[str, bool]]] = {}
-    for verdict in (*verdicts, *_not_attempted(verdicts, behaviors)):
-        said = attack_succeeded(verdict)
-        if said is not None:
-            key = (verdict.judge, verdict.attack)
-            found.setdefault(key, []).append((verdict.behavior_id, said))
-    rows = []
-    for (judge, attack), pairs in found.items():
-        ids = [behavior for behavior, _ in pairs]
-        if len(set(ids)) > 1:
-            mean = mean_over_behaviors([said for _, said in pairs], ids)
-            rows.append((judge, attack, mean.n, len(pairs), mean))
-    return pd.DataFrame(rows, columns=["judge", "attack", "behaviors", "completions", "success"])
 
 
 def success_rates(verdicts: Sequence[Verdict], behaviors: Sequence[Behavior] = ()) -> pd.DataFrame:

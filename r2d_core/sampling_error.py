@@ -86,14 +86,17 @@ class ClusteredRate(Rate):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.n:
-            low, high = _wilson_bounds(self.rate, self.effective, self.confidence)
-            object.__setattr__(self, "low", low)
-            object.__setattr__(self, "high", high)
+            self._bound()
+
+    def _bound(self) -> None:
+        low, high = _wilson_bounds(self.rate, self.effective, self.confidence)
+        object.__setattr__(self, "low", low)
+        object.__setattr__(self, "high", high)
 
     @classmethod
     def of(cls, outcomes: Sequence[bool], behaviors: Sequence[Hashable]) -> ClusteredRate:
         """Of outcomes as `clustered_rate` takes them. Raises InputError as it does."""
-        table = _by_behavior(outcomes, behaviors, least=1)
+        table = _by_behavior(outcomes, behaviors)
         hits, sizes = table["hits"].to_numpy(float), table["sizes"].to_numpy(float)
         n, effective = len(outcomes), _effective(hits, sizes, len(outcomes))
         return cls(int(hits.sum()), n, behaviors=len(hits), effective=effective)
@@ -107,30 +110,27 @@ class ClusteredRate(Rate):
 
 
 @dataclass(frozen=True)
-class BehaviorRate(Rate):
-    """`mean_over_behaviors` with its counts: every behavior counts alike, however many outcomes.
+class BehaviorRate(ClusteredRate):
+    """The mean over behaviors of each one's share of true outcomes: HarmBench's attack success.
 
-    ``rate`` is that mean, and not successes / n, which are the outcomes'; ``effective`` is as in
-    `ClusteredRate`. ``str`` gives percents and says of what: "57.0% [26.3, 83.1] (mean of 5
-    requests; 57/81)".
+    Where some behaviors have more outcomes than others, `clustered_rate` is nearer to those; here
+    all count alike. ``rate`` is that mean, and not successes / n, which are the outcomes'; the
+    interval is made as there. ``str`` gives percents and says of what: "57.0% [26.3, 83.1] (mean of
+    5 requests; 57/81)".
     """
 
-    behaviors: int = field(kw_only=True)
     mean: float = field(kw_only=True)
-    effective: float = field(kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.n:
-            low, high = _wilson_bounds(self.mean, self.effective, self.confidence)
             object.__setattr__(self, "rate", self.mean)
-            object.__setattr__(self, "low", low)
-            object.__setattr__(self, "high", high)
+            self._bound()
 
     @classmethod
     def of(cls, outcomes: Sequence[bool], behaviors: Sequence[Hashable]) -> BehaviorRate:
         """Of outcomes as `clustered_rate` takes them. Raises InputError as it does."""
-        table = _by_behavior(outcomes, behaviors, least=1)
+        table = _by_behavior(outcomes, behaviors)
         shares, n = (table["hits"] / table["sizes"]).to_numpy(float), len(outcomes)
         mean, effective = float(shares.mean()), _effective(shares, np.ones_like(shares), n)
         return cls(int(table["hits"].sum()), n, behaviors=len(shares), mean=mean,
@@ -190,18 +190,6 @@ def clustered_kappa(
         plain.agreement,
         plain.n,
     )
-
-
-def mean_over_behaviors(outcomes: Sequence[bool], behaviors: Sequence[Hashable]) -> Interval:
-    """The mean over behaviors of each one's share of true outcomes: HarmBench's attack success.
-
-    Where some behaviors have more outcomes than others, `clustered_rate` is nearer to those; here
-    all count alike. The interval is made as there, and nothing is drawn. Raises InputError as
-    `clustered_rate` does, and for fewer than two behaviors.
-    """
-    _by_behavior(outcomes, behaviors)
-    rate = BehaviorRate.of(outcomes, behaviors)
-    return Interval(rate.rate, rate.low, rate.high, rate.behaviors)
 
 
 def _effective(hits: np.ndarray, sizes: np.ndarray, outcomes: int) -> float:
@@ -285,7 +273,7 @@ def paired_permutation(
     there are fewer). So no p-value is below 2/10⁴, nor below 2/2ᵏ of k behaviors; of a single one
     it is 1. Raises InputError for unequal lengths and no behaviors.
     """
-    first, second = (_by_behavior(each, behaviors, least=1) for each in (a, b))
+    first, second = (_by_behavior(each, behaviors) for each in (a, b))
     if len(first) == 1:
         return 1.0
     difference = (first["hits"] - second["hits"]).to_numpy(float)
@@ -362,7 +350,7 @@ def mean_over_seeds(rates: Sequence[Rate]) -> Interval:
             )
     shares = np.array([rate.rate for rate in rates])
     mean, margin = float(shares.mean()), student_margin(shares)
-    worth = [r.effective if isinstance(r, ClusteredRate | BehaviorRate) else r.n for r in rates]
+    worth = [r.effective if isinstance(r, ClusteredRate) else r.n for r in rates]
     low, high = _wilson_bounds(float(np.average(shares, weights=worth)), sum(worth), 0.95)
     return Interval(mean, max(0.0, min(low, mean - margin)), min(1.0, max(high, mean + margin)), k)
 
@@ -487,9 +475,7 @@ def budget_curve(
     return pd.DataFrame(rows, columns=["budget", "successes", "n", "rate", "low", "high"])
 
 
-def _by_behavior(
-    outcomes: Sequence[bool], behaviors: Sequence[Hashable], least: int = 2
-) -> pd.DataFrame:
+def _by_behavior(outcomes: Sequence[bool], behaviors: Sequence[Hashable]) -> pd.DataFrame:
     """Outcomes summed by behavior: columns hits and sizes, in the order of the behaviors."""
     _same_number("outcomes", outcomes, behaviors)
     for outcome in outcomes:
@@ -498,9 +484,8 @@ def _by_behavior(
     frame = pd.DataFrame({"behavior": _present(behaviors), "hit": [int(o) for o in outcomes]})
     grouped = frame.groupby("behavior", sort=False)["hit"]
     table = pd.DataFrame({"hits": grouped.sum(), "sizes": grouped.count()})
-    if len(table) < least:
-        at_least = "two behaviors" if least == 2 else "one behavior"
-        raise InputError(f"expected at least {at_least}, got {len(table)}")
+    if not len(table):
+        raise InputError("expected at least one behavior, got 0")
     return table
 
 

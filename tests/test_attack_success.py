@@ -9,7 +9,6 @@ import pytest
 from r2d_core.attack_success import (
     attack_succeeded,
     score_means,
-    success_by_behavior,
     success_outcomes,
     success_rates,
     tells_scores,
@@ -60,16 +59,17 @@ def test_harmbenchs_rate_is_a_mean_over_behaviors() -> None:
     verdicts += [Verdict("y", "gcg", "harmbench", "not_harmful", "", "")]
     verdicts += [Verdict("y", "gcg", "harmbench", "unparsable", "", "")]
     verdicts += [Verdict("x", "alone", "harmbench", "harmful", "", "")]
-    (row,) = success_by_behavior(verdicts).to_dict("records")
-    assert (row["attack"], row["behaviors"], row["completions"]) == ("gcg", 2, 10)
-    assert row["success"].estimate == 0.5
-    assert (row["success"].low, row["success"].high) == pytest.approx(wilson_interval(1, 2))
-    everything = success_by_behavior(verdicts[:9] + [verdicts[-1]] + verdicts[9:10])
-    assert everything["success"][0].estimate == 0.5
-    (all_true,) = success_by_behavior(
+    found = success_rates(verdicts).set_index("attack")["success"]
+    assert found["alone"] == Rate(1, 1)
+    gcg = found["gcg"]
+    assert (gcg.rate, gcg.behaviors, gcg.successes, gcg.n) == (0.5, 2, 9, 10)
+    assert (gcg.low, gcg.high) == pytest.approx(wilson_interval(1, 2))
+    (mixed,) = success_rates([*verdicts[9:10], *verdicts[:9]])["success"]
+    assert mixed == gcg
+    (all_true,) = success_rates(
         [Verdict(str(i % 5), "gcg", "harmbench", "harmful", "", "") for i in range(20)]
     )["success"]
-    assert (all_true.estimate, all_true.n) == (1.0, 5)
+    assert (all_true.rate, all_true.behaviors) == (1.0, 5)
     assert all_true.low == pytest.approx(Rate(5, 5).low)
 
 
@@ -87,8 +87,6 @@ def test_several_completions_of_a_behavior_are_one_draw() -> None:
     assert pair["success"].low == pytest.approx(wilson_interval(1, 3)[0])
     assert str(pair["success"]).endswith("(mean of 3 requests; 20/25)")
     assert direct["success"] == Rate(1, 3)  # one of each
-    by_behavior = success_by_behavior(verdicts, behaviors)["success"][0]
-    assert (by_behavior.estimate, by_behavior.n) == (1 / 3, 3)
     outcomes = success_outcomes(verdicts, behaviors)
     assert len(outcomes) == 29 and outcomes["success"].isna().sum() == 1
 
@@ -136,15 +134,11 @@ def test_a_behavior_without_completion_is_a_failed_attack() -> None:
         ["llama_guard_3", "pair", "answer", Rate(0, 3), 1, 2],
         ["harmbench", "gcg", "whole", Rate(1, 4), 0, 3],
     ]
-    by_behavior = success_by_behavior(verdicts[:4], behaviors)
-    assert list(by_behavior["behaviors"]) == [3, 4]
-    assert [each.estimate for each in by_behavior["success"]] == [1 / 3, 1 / 4]
     # Without the behaviors nothing is known of what was not attempted, but what a file says.
     assert list(success_rates(verdicts[:4])["not_attempted"]) == [0, 0, 0, 1]
     assert success_rates([], behaviors).empty
-    for count in (success_rates, success_by_behavior):
-        with pytest.raises(InputError, match="behavior 'n', which is not among the 4 given"):
-            count(verdicts, behaviors[:4])
+    with pytest.raises(InputError, match="behavior 'n', which is not among the 4 given"):
+        success_rates(verdicts, behaviors[:4])
 
 
 def scored(of: str, score: float | None, attack: str = "pair") -> Verdict:

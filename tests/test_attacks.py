@@ -547,9 +547,16 @@ def test_a_journal_is_of_one_run_alone(tmp_path: Path) -> None:
         for _ in range(2):
             assert attack.run(BEHAVIORS, kept, drawn, 0) == expected
             assert len(list(tmp_path.iterdir())) == number
+    # Another answer's length is another run for who asks for answers, and for nobody else.
+    for name, target, new in [("zero_shot", runs[9][1], 0), ("pair", written, 1)]:
+        longer = replace(target, max_new_tokens=9, progress=tmp_path)
+        before = len(list(tmp_path.iterdir()))
+        make_attack(name, **SMALL.get(name, {})).run(BEHAVIORS, longer, MATERIAL, 0)
+        assert len(list(tmp_path.iterdir())) == before + new
+    number = len(list(tmp_path.iterdir()))
     named = replace(written, progress=tmp_path, name="another")
     make_attack("tap", **SMALL["tap"]).run(BEHAVIORS, named, MATERIAL, 0)
-    assert len(list(tmp_path.iterdir())) == len(runs) + 1
+    assert len(list(tmp_path.iterdir())) == number + 1
 
 
 def test_a_models_identity_is_what_its_answers_depend_on() -> None:

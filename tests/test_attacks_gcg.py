@@ -568,6 +568,14 @@ def test_a_run_goes_on_where_it_was(tmp_path: Path, target: Target) -> None:
         again = file.read_bytes().splitlines()
         assert len(again) == 14
         assert [json.loads(a)[1]["ids"] for a in again] == [json.loads(b)[1]["ids"] for b in lines]
+
+    # What it does not use, the judge and how long answers are, is another as it likes.
+    class Another(ScoreByLength):
+        name = "another"
+
+    rejudged = replace(kept, judge=Another(), max_new_tokens=3)
+    assert attack.run(BEHAVIORS, rejudged, MATERIAL, 0) == expected
+    assert len(file.read_bytes().splitlines()) == 14 and len(list(tmp_path.iterdir())) == 1
     # Other settings, seeds and models are other runs.
     attack.run(BEHAVIORS, kept, MATERIAL, 1)
     replace(attack, top_k=7).run(BEHAVIORS, kept, MATERIAL, 0)

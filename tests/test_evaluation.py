@@ -30,12 +30,9 @@ from r2d_core.evaluation import (
     check_folder,
     costs_once,
     judge_once,
-    spending,
-    summary,
-    summary_by_source,
     utility_once,
-    write_suite_files,
 )
+from r2d_core.evaluation_counts import spending, summary, summary_by_source
 from r2d_core.evaluation_inputs import (
     behaviors_of,
     check_anything_asked,
@@ -58,6 +55,7 @@ from r2d_core.generation import (
     answer_directly,
 )
 from r2d_core.judges import JUDGES
+from r2d_core.made_once import lost_to_outages
 from r2d_core.metrics import Rate, as_columns
 from r2d_core.over_refusal import refusal_rates
 from r2d_core.parameters import declared_parameters
@@ -76,6 +74,7 @@ from r2d_core.records import (
     write_jsonl,
 )
 from r2d_core.sampling_error import clustered_mean
+from r2d_core.suite_files import write_suite_files
 from r2d_core.utility import Score
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -199,6 +198,10 @@ def test_other_settings_are_said_and_nothing_is_written_over(tmp_path: Path) -> 
     (tmp_path / "completions.settings.json").write_text("[]")
     with pytest.raises(InputError, match=r"completions\.settings\.json: expected a JSON object"):
         answer_all(cases, Reached(Echo(), "m"), tmp_path, max_new_tokens=3)
+    (tmp_path / "completions.settings.json").unlink()
+    with pytest.raises(InputError, match="what it was made from is not known"):
+        answer_all(cases, Reached(Echo(), "m"), tmp_path, max_new_tokens=3)
+    assert (tmp_path / "completions.jsonl").read_bytes() == before  # somebody's own file stays
     run: dict[str, Any] = {"max_new_tokens": 3, "seed": 0}
     attack_all(BEHAVIORS, attacks(direct={}), Reached(Echo(), "m"), STRINGS, tmp_path, **run)
     with pytest.raises(InputError, match=r"direct\.jsonl was made with another behaviors"):
@@ -514,14 +517,14 @@ def test_another_file_is_refused_beside_an_outage_and_an_older_folder_in_one_lin
     down = Reached(Broken("raises", only="explain"), "m")
     cases = answer_directly(BEHAVIORS)
     answer_all(cases, down, tmp_path, max_new_tokens=3)
-    assert evaluation.lost_to_outages(tmp_path)
+    assert lost_to_outages(tmp_path)
     others = [replace(case, attack="other") for case in cases]
     answer_all([*cases, *others], down, tmp_path, max_new_tokens=3)
     changed = [replace(others[0], prompt="something else"), *others[1:]]
     answer_all([*cases, *changed], down, tmp_path, max_new_tokens=3)  # it had an outage, too
     sound = Reached(Echo(), "m")
     answer_all([*cases, *changed], sound, tmp_path, max_new_tokens=3)
-    assert not evaluation.lost_to_outages(tmp_path)
+    assert not lost_to_outages(tmp_path)
     with pytest.raises(InputError, match=r"completions\.jsonl was made with another cases;"):
         answer_all([*cases, *others], sound, tmp_path, max_new_tokens=3)
     record = tmp_path / "completions.settings.json"

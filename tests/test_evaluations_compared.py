@@ -11,7 +11,7 @@ import pytest
 
 from r2d_core.cost import Cost
 from r2d_core.errors import InputError
-from r2d_core.evaluation import outcomes, scores, spending, summary, summary_by_source
+from r2d_core.evaluation_counts import outcomes, scores, spending, summary, summary_by_source
 from r2d_core.evaluation_tables import RATES, Run, as_text, named, table_of, write_tables
 from r2d_core.evaluations_compared import compare_evaluations
 from r2d_core.metrics import Rate, holm

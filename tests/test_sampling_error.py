@@ -22,7 +22,6 @@ from r2d_core.sampling_error import (
     clustered_matrix,
     clustered_mean,
     clustered_rate,
-    mean_over_behaviors,
     mean_over_runs,
     mean_over_seeds,
     paired_change,
@@ -87,7 +86,7 @@ def test_clustered_interval_at_the_ends_is_wilsons():
         assert (found.low, found.high) == pytest.approx(wilson_interval(20 * value, 20), abs=1e-12)
 
 
-@pytest.mark.parametrize("interval", [clustered_rate, mean_over_behaviors])
+@pytest.mark.parametrize("interval", [ClusteredRate.of, BehaviorRate.of])
 @pytest.mark.parametrize("repeats", [1, 3, 5])
 def test_one_more_success_lowers_no_bound(interval, repeats):
     """From both ends: successes spread over the behaviors, and all of one behavior."""
@@ -126,7 +125,7 @@ def test_rare_successes_are_covered(rate, k):
 
 def test_a_missing_behavior_is_no_behavior_less():
     for missing in (None, float("nan")):
-        for call in (clustered_rate, clustered_mean, mean_over_behaviors):
+        for call in (clustered_rate, clustered_mean, BehaviorRate.of):
             with pytest.raises(InputError, match="behavior 1 is missing"):
                 call([True, False, True], ["a", missing, "b"])
         with pytest.raises(InputError, match="behavior 0 is missing"):
@@ -279,7 +278,7 @@ def test_budget_curve_by_hand():
     ("call", "message"),
     [
         (lambda: clustered_rate([], []), "at least one behavior, got 0"),
-        (lambda: mean_over_behaviors([True], ["a"]), "at least two behaviors, got 1"),
+        (lambda: BehaviorRate.of([], []), "at least one behavior, got 0"),
         (lambda: clustered_mean([float("nan")], ["a"]), "finite number"),
         (lambda: clustered_mean([], []), "no value to take the mean of"),
         (lambda: clustered_mean([1.0], []), "got 1 values and 0 behaviors"),

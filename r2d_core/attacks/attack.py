@@ -175,11 +175,12 @@ def journal_of(
 ) -> Journal:
     """The journal of one run of an attack: its file is named after what the run depends on.
 
-    That is the attack's settings, the behaviors, the seed, the judge's name and its model's, the
-    target's name, and of the generator, attacker, evaluator, model, tokenizer and surrogates what
-    `identity` sees. ``material``: what entries are made of without naming it, AutoDAN's templates;
-    the answers of models stand under the very request, whatever material that was made of. Raises
-    InputError where two behaviors have one id.
+    That is the attack's settings, the behaviors, the seed, the target's name, and of what it uses
+    (`Attack.uses`) the judge's name and its model's, the answers' length, and what `identity` sees
+    of generator, attacker, evaluator, model, tokenizer and surrogates: what it does not use may be
+    another when a killed run goes on. ``material``: what entries are made of without naming
+    it, AutoDAN's templates; the answers of models stand under the very request, whatever material
+    that was made of. Raises InputError where two behaviors have one id.
     """
     ids = [behavior.id for behavior in behaviors]
     if len(set(ids)) < len(ids):
@@ -190,10 +191,14 @@ def journal_of(
         )
     if target.progress is None:
         return Journal()
-    judge = (getattr(target.judge, "name", ""), getattr(target.judge, "model", ""))
-    run = [repr(attack), [repr(b) for b in behaviors], seed, target.max_new_tokens, judge]
-    models = [target.generator, target.attacker, target.evaluator, target.model, target.tokenizer]
-    run += [target.name, list(material), identity([*models, *target.surrogates])]
+    used = {*attack.uses} | ({"tokenizer"} if "model" in attack.uses else set())
+    run = [repr(attack), [repr(b) for b in behaviors], seed, target.name, list(material)]
+    if "judge" in used:
+        run.append((getattr(target.judge, "name", ""), getattr(target.judge, "model", "")))
+    if "generator" in used:
+        run.append(target.max_new_tokens)
+    models = ("generator", "attacker", "evaluator", "model", "tokenizer", "surrogates")
+    run.append([(name, identity(getattr(target, name))) for name in models if name in used])
     return Journal(target.progress / f"{attack.name}-{digest(repr(run))}.jsonl")
 
 

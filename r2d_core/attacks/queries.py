@@ -181,7 +181,7 @@ def attack_each(
 
 def check_up(attack: str, cases: Sequence[TestCase]) -> None:
     """Raise InputError where outages left nothing of any of the cases."""
-    lost = [case for case in cases if case.metadata.get("missing") and case.metadata.get("outage")]
+    lost = [case for case in cases if case.missing and case.metadata.get("outage")]
     if lost and len(lost) == len(cases):
         said = lost[-1].metadata["errors"][-1]
         raise InputError(

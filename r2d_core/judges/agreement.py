@@ -23,7 +23,7 @@ from r2d_core.errors import InputError
 from r2d_core.metrics import Kappa, Rate, cohen_kappa
 from r2d_core.records import read_text
 from r2d_core.records.tables import Row, by_column, read_cells
-from r2d_core.sampling_error import BehaviorRate, ClusteredRate, clustered_kappa
+from r2d_core.sampling_error import ClusteredRate, clustered_kappa
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ def _drawn(sample: Rate, level: np.ndarray) -> np.ndarray:
     Levels drawn from 0 to 1 make them draws: 95% of them lie in Wilson's 95% interval.
     """
     z = norm.ppf(level)
-    n = sample.effective if isinstance(sample, ClusteredRate | BehaviorRate) else sample.n
+    n = sample.effective if isinstance(sample, ClusteredRate) else sample.n
     root = np.sqrt(sample.rate * (1 - sample.rate) / n + z**2 / (4 * n**2))
     return np.clip((sample.rate + z**2 / (2 * n) + z * root) / (1 + z**2 / n), 0, 1)
 

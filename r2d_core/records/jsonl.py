@@ -87,6 +87,11 @@ class TestCase(_Checked):
     queries: int = 1
     metadata: dict[str, Any] = field(default_factory=dict, hash=False)
 
+    @property
+    def missing(self) -> bool:
+        """Whether it is no prompt: the attack has none for the behavior."""
+        return bool(self.metadata.get("missing"))
+
 
 @dataclass(frozen=True)
 class Completion(_Checked):
@@ -106,6 +111,18 @@ class Completion(_Checked):
     response_tokens: int = 0
     finish: Literal["stop", "length", "filtered"] = "stop"
     metadata: dict[str, Any] = field(default_factory=dict, hash=False)
+
+    @property
+    def missing(self) -> bool:
+        """Whether it answers no prompt (`TestCase.missing`): nothing was asked."""
+        return bool(self.metadata.get("missing"))
+
+    @property
+    def unanswered(self) -> str:
+        """Why there is no answer to what was asked, "" where there is one."""
+        if self.finish == "filtered" and not self.text.strip():
+            return "a filter of the provider's withheld the answer"
+        return str(self.metadata.get("error", ""))
 
 
 @dataclass(frozen=True)

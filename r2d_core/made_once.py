@@ -1,0 +1,153 @@
+"""Files that are made once: found the next time, never written over, made anew where they may be.
+
+Beside records stand the settings that they were made under (``<name>.settings.json``). The same
+settings find the records there; others are said, and the file stays. Two things are made anew from
+what the journals hold, so that only what is new is asked: a file in which more is to be than was
+(``grown``), and what a model's outage had lost.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from r2d_core.errors import InputError
+from r2d_core.records import (
+    Completion,
+    TestCase,
+    Verdict,
+    read_json,
+    read_jsonl,
+    write_json_atomic,
+    write_jsonl,
+)
+
+HEALED = {"cases", "completions", "unanswered"}
+"""Settings that are others where what an outage had lost is there now."""
+
+R = TypeVar("R", TestCase, Completion, Verdict)
+
+
+def records_once(
+    path: Path,
+    cls: type[R],
+    settings: Mapping[str, Any],
+    make: Callable[[], list[R]],
+    grown: Callable[[Mapping[str, Any], list[str]], bool] | None = None,
+) -> list[R]:
+    """The records at ``path``, made now unless they are there with these settings.
+
+    ``grown``: of the settings before and the names of those that differ, whether what is there may
+    be made anew, since nothing in it is of other settings. Of which outages lost some are made
+    again, too, from test cases or completions that are other now because theirs were; what was
+    answered is in the journals.
+    """
+    before: dict[str, Any] | None = made_with(path)
+    if before is not None:
+        other: list[str] = _others(before, settings)
+        known = read_jsonl(path, cls) if {*other} <= HEALED else []
+        outages = {each.attack for each in known if each.metadata.get("outage")}
+        if not other and not outages:
+            return known
+        lost = bool(outages) and _changed(before, settings) <= outages
+        more = grown is not None and before.keys() == settings.keys() and grown(before, other)
+        if not lost and not more:
+            raise InputError(made_with_another(path, other))
+    records = make()
+    # The old ones go first and the settings come next: records that are there without settings, or
+    # with those of others, would be taken for made under them.
+    path.unlink(missing_ok=True)
+    write_json_atomic(_record(path), settings)
+    write_jsonl(path, records)
+    return records
+
+
+def rows_once(
+    path: Path, settings: Mapping[str, Any], make: Callable[[], Sequence[Any]]
+) -> list[dict[str, Any]]:
+    """The fields of dataclasses at ``path``, made now unless they are there with these settings.
+
+    A number that is none (nan) is null. Raises InputError as `records_once` does.
+    """
+    settings = json.loads(json.dumps(settings))
+    if path.is_file():
+        before = read_json(path)
+        if before.get("settings") != settings:
+            raise InputError(
+                f"{path} was made with another model or other settings; give another output "
+                "folder, or delete the file to have it made anew"
+            )
+        if not isinstance(before.get("rows"), list):
+            raise InputError(f"{path}: has no rows; delete it to have it made anew")
+        return list(before["rows"])
+    made = json.dumps([dataclasses.asdict(each) for each in make()])
+    rows = list(json.loads(made, parse_constant=lambda _: None))
+    write_json_atomic(path, {"settings": settings, "rows": rows})
+    return rows
+
+
+def is_there(path: Path, settings: Mapping[str, Any]) -> bool:
+    """Whether the file is there with these settings; InputError where it has others."""
+    before = made_with(path)
+    if before is not None and (other := _others(before, settings)):
+        raise InputError(made_with_another(path, other))
+    return before is not None
+
+
+def made_with(path: Path) -> dict[str, Any] | None:
+    """The settings of the file that is there, None where none is.
+
+    Raises InputError for damaged settings, and for a file without: it was put there by hand.
+    """
+    if not path.is_file():
+        return None
+    record = _record(path)
+    if not record.is_file():
+        raise InputError(
+            f"{path} has no {record.name} beside it, so what it was made from is not known; give "
+            "it as the parameter that takes such a file (completions, say), or move it away"
+        )
+    return read_json(record)
+
+
+def made_with_another(path: Path, other: Sequence[str]) -> str:
+    """What to say of a file whose settings are not those asked for: which, and the mend."""
+    return (
+        f"{path} was made with another {' and '.join(other)}; give another output folder, or "
+        f"delete {path.name} to have it made anew"
+    )
+
+
+def lost_to_outages(folder: str | Path) -> bool:
+    """Whether a model was down for something of a finished evaluation: run again, it is asked."""
+    root = Path(folder)
+    some: tuple[TestCase | Completion | Verdict, ...] = (
+        *(each for file in root.glob("test_cases/*.jsonl") for each in read_jsonl(file, TestCase)),
+        *(each for file in root.glob("completions.jsonl") for each in read_jsonl(file, Completion)),
+        *(each for file in root.glob("verdicts/*.jsonl") for each in read_jsonl(file, Verdict)),
+    )
+    return any(each.metadata.get("outage") for each in some)
+
+
+def _others(before: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
+    """The names of the settings that are others than before."""
+    now = json.loads(json.dumps(settings))
+    names = [*now, *(name for name in before if name not in now)]
+    return [name for name in names if before.get(name) != now.get(name)]
+
+
+def _changed(before: Mapping[str, Any], settings: Mapping[str, Any]) -> set[str]:
+    """The attacks of which test cases or completions are others than before."""
+    found: set[str] = set()
+    for name in ("cases", "completions"):
+        were, now = before.get(name, {}), settings.get(name, {})
+        if isinstance(were, dict):
+            found |= {attack for attack, told in were.items() if now.get(attack, told) != told}
+    return found
+
+
+def _record(path: Path) -> Path:
+    return path.with_suffix(".settings.json")
