@@ -27,6 +27,7 @@ from r2d_core.metrics import wilson_interval
 from r2d_core.plots import difference_intervals, outcome_bars, over_refusal_vs_asr
 from r2d_core.records import atomic_directory, read_json, write_text_atomic
 from r2d_core.toy.evaluation import LOOK_ALIKES
+from r2d_core.toy.field import recount
 from r2d_core.toy.findings import findings, rates, tokens_spent, told_in_full
 from r2d_core.toy.judge import LABELS
 from r2d_core.toy.languages import (
@@ -71,6 +72,9 @@ def main(arguments: list[str] | None = None) -> int:
             for outcomes in kept:
                 reword(outcomes.parent)
                 print(f"book/{outcomes.parent.name}: tables and sentences, from its outcomes")
+            for outcomes in sorted((ROOT / "book").glob("*/field_outcomes.csv.gz")):
+                recount(outcomes.parent)
+                print(f"book/{outcomes.parent.name}: counts and tests, from its outcomes")
             return 0
         name = options.experiment
         grid = ROOT / "experiments" / f"{name}.yaml"

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
-from scipy.stats import norm, permutation_test, t
+from scipy.stats import norm, t
 from statsmodels.stats.proportion import proportion_confint
 
 from r2d_core.errors import InputError
@@ -269,25 +269,21 @@ def paired_permutation(
     """Two-sided p-value that a and b have one rate, outcome i of both being of behaviors[i].
 
     Under the hypothesis the two methods may be exchanged, behavior by behavior, with all of its
-    outcomes: the test flips them (scipy's permutation_test, 9,999 random flips, or all of them when
-    there are fewer). So no p-value is below 2/10⁴, nor below 2/2ᵏ of k behaviors; of a single one
-    it is 1. Raises InputError for unequal lengths and no behaviors.
+    outcomes: a permutation test that flips the sign of each behavior's difference. All flips are
+    counted and none is drawn: differences are whole numbers, so the distribution of their sum under
+    every flip is the convolution of theirs. No p-value is below 2/2ᵏ of k behaviors that differ; of
+    a single one it is 1, and of behaviors asked once it is that of McNemar's exact test. Raises
+    InputError for unequal lengths and no behaviors.
     """
     first, second = (_by_behavior(each, behaviors) for each in (a, b))
-    if len(first) == 1:
-        return 1.0
-    difference = (first["hits"] - second["hits"]).to_numpy(float)
-    if not difference.any():
-        return 1.0
-    result = permutation_test(
-        (difference, np.zeros_like(difference)),
-        lambda x, y, axis: np.sum(x - y, axis=axis),
-        permutation_type="samples",
-        vectorized=True,
-        n_resamples=9_999,
-        rng=np.random.default_rng(0),
-    )
-    return float(result.pvalue)
+    differences = (first["hits"] - second["hits"]).to_numpy()
+    most = int(np.abs(differences).sum())
+    chance = np.zeros(2 * most + 1)  # of each sum from -most to most
+    chance[most] = 1.0
+    for size in np.abs(differences[differences != 0]):
+        chance = (np.roll(chance, size) + np.roll(chance, -size)) / 2  # the ends are 0 until then
+    sums = np.abs(np.arange(-most, most + 1))
+    return min(1.0, float(chance[sums >= abs(differences.sum())].sum()))
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -34,6 +35,7 @@ from r2d_core.toy.field import (
     better_than_asking,
     measure_field_attacks,
     read_field,
+    recount,
     surrogate_of,
 )
 from r2d_core.toy.field_tables import (
@@ -162,6 +164,15 @@ TABLES = Path(__file__).parents[1] / "book" / "attacks"
 def test_every_attack_is_in_the_tables():
     tests = pd.read_csv(TABLES / "field_tests.csv")
     assert set(ATTACKED) - {"direct"} == set(tests["attack"])
+
+
+def test_the_tables_are_what_the_code_counts_in_their_outcomes(tmp_path: Path):
+    shutil.copyfile(TABLES / "field_outcomes.csv.gz", tmp_path / "field_outcomes.csv.gz")
+    recount(tmp_path)
+    for name in ("field.csv", "field_tests.csv"):
+        assert (tmp_path / name).read_text() == (TABLES / name).read_text(), (
+            f"{name}: run experiments/publish.py --reword and commit it"
+        )
 
 
 def test_the_tables_are_of_the_outcomes():

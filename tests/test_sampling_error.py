@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binomtest
+from scipy.stats import binomtest, permutation_test
 
 from r2d_core.errors import InputError
 from r2d_core.metrics import Rate, cohen_kappa, mcnemar, wilson_interval
@@ -234,10 +234,34 @@ def test_permutation_agrees_with_the_exact_sign_test():
     """With one outcome a behavior it asks what McNemar asks."""
     a = [True] * 9 + [False] * 3 + [True] * 20 + [False] * 8
     b = [False] * 9 + [True] * 3 + [True] * 20 + [False] * 8
-    assert paired_permutation(a, b, range(40)) == pytest.approx(mcnemar(a, b).p_value, abs=0.015)
+    assert paired_permutation(a, b, range(40)) == pytest.approx(mcnemar(a, b).p_value, rel=1e-12)
     assert paired_permutation(a, a, range(40)) == 1
     few = paired_permutation([True] * 5, [False] * 5, range(5))
-    assert few == 2 / 2**5  # all flips are tried
+    assert few == 2 / 2**5  # all flips are counted
+    assert paired_permutation([True] * 3, [False] * 3, [0, 0, 0]) == 1  # one draw
+    many = paired_permutation([True] * 300, [False] * 300, range(300))
+    assert many == pytest.approx(2 / 2**300, rel=1e-12)
+
+
+@given(st.lists(st.integers(-4, 4), min_size=1, max_size=9))
+def test_every_flip_is_counted(differences):
+    """Against scipy's test, which goes through all of them where they are few."""
+    behaviors = np.repeat(range(len(differences)), 4)
+    a = np.concatenate([np.arange(4) < max(d, 0) for d in differences])
+    b = np.concatenate([np.arange(4) < max(-d, 0) for d in differences])
+    found = paired_permutation(a, b, behaviors)
+    if len(differences) == 1 or not any(differences):
+        assert found == 1
+        return
+    numbers = np.array(differences, dtype=float)
+    exact = permutation_test(
+        (numbers, np.zeros_like(numbers)),
+        lambda x, y, axis: np.sum(x - y, axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=np.inf,
+    )
+    assert found == pytest.approx(exact.pvalue, rel=1e-12)
 
 
 def test_permutation_holds_its_level_where_behaviors_repeat():

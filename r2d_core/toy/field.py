@@ -80,8 +80,8 @@ no test of the committed tables calls ahead of the direct request. On real model
 UNKNOWN = "No reason is known: a test of the book's tables calls it ahead, or it is not there."
 """In place of a reason, in a run of one's own; of few requests little can be told from chance."""
 TEST = (
-    "a permutation test that exchanges the two attacks request by request, all seeds of a request "
-    "together; Holm-corrected over all rows"
+    "an exact permutation test that exchanges the two attacks request by request, all seeds of a "
+    "request together; Holm-corrected over all rows"
 )
 """What ``field_tests.csv`` is made by (`sampling_error.paired_permutation`)."""
 SHARED = ("gcg_multi", "gcg_transfer")
@@ -181,10 +181,21 @@ def measure_field_attacks(
     folder = Path(output_dir)
     judged = pd.concat(parts_judged, ignore_index=True)
     write_bytes_atomic(folder / "field_outcomes.csv.gz", packed(judged))
-    write_text_atomic(folder / "field.csv", count(by_scope(judged)).to_csv(index=False))
-    write_text_atomic(folder / "field_tests.csv", _against_direct(runs))
+    recount(folder)
     write_text_atomic(folder / "field_budgets.csv", _budgets(runs))
     return judged
+
+
+def recount(folder: str | Path) -> None:
+    """Write ``field.csv`` and ``field_tests.csv`` of the outcomes that the folder has.
+
+    Raises InputError without ``field_outcomes.csv.gz``.
+    """
+    outcomes = read_judged(Path(folder) / "field_outcomes.csv.gz")
+    counted = by_scope(outcomes)
+    write_text_atomic(Path(folder) / "field.csv", count(counted).to_csv(index=False))
+    whole = counted[counted["scope"] == "whole"]
+    write_text_atomic(Path(folder) / "field_tests.csv", _against_direct(whole))
 
 
 def add_steps(folder: str | Path, measured: str | Path) -> None:
@@ -322,28 +333,23 @@ def _renamed(run: Measurement, attack: str) -> Measurement:
     )
 
 
-def _against_direct(runs: dict[tuple[str, int], Measurement]) -> str:
+def _against_direct(outcomes: pd.DataFrame) -> str:
     """CSV: each attack against the direct request, request by request and seed by seed.
 
     A request counts once, with all of its seeds (`paired_change`): they are not independent.
     """
-    outcomes: dict[str, dict[str, dict[tuple[int, str], bool]]] = {}
-    for (method, seed), run in runs.items():
-        for verdict in run.verdicts:
-            pairs = outcomes.setdefault(method, {}).setdefault(verdict.attack, {})
-            pairs[seed, verdict.behavior_id] = verdict.whole == "harmful"
-    rows = []
-    for method, by_attack in outcomes.items():
-        direct = by_attack.get("direct", {})
-        for attack, pairs in by_attack.items():
-            common = [key for key in pairs if key in direct]
-            if attack == "direct" or not common:
+    keys, rows = ["seed", "behavior"], []
+    for method, of_method in outcomes.groupby("method", sort=False):
+        direct = of_method[of_method["attack"] == "direct"].set_index(keys)["harmful"]
+        for attack, some in of_method.groupby("attack", sort=False):
+            pairs = some.join(direct.rename("directly"), on=keys, how="inner")
+            if attack == "direct" or pairs.empty:
                 continue
             found = paired_change(
-                [pairs[key] for key in common],
-                [direct[key] for key in common],
-                behaviors=[request for _, request in common],
-                runs=[seed for seed, _ in common],
+                pairs["harmful"].tolist(),
+                pairs["directly"].tolist(),
+                behaviors=pairs["behavior"].tolist(),
+                runs=pairs["seed"].tolist(),
             )
             rows.append(
                 (attack, method, found.n, found.requests, found.only_a, found.only_b)
