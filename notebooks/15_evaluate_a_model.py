@@ -95,7 +95,7 @@ from r2d_core.evaluation import (
     utility_config,
     utility_once,
 )
-from r2d_core.evaluation_counts import outcomes, scores, spending, summary, summary_by_source
+from r2d_core.evaluation_counts import outcomes, scores, spending, summary, summary_by
 from r2d_core.evaluation_inputs import (
     behaviors_of,
     check_anything_asked,
@@ -318,7 +318,7 @@ else:
 # Of the whole response, where the requests are of several files.
 
 # %% tags=["hide-input"]
-by_source, refused_by_source = summary_by_source(asked, judged, sources)
+by_source, refused_by_source = summary_by(asked, judged, {"source": sources})
 if len(set(sources.values())) > 1:
     for frame in (by_source, refused_by_source):
         shown = frame[frame["scope"] == "whole"].drop(columns="scope")
@@ -326,6 +326,27 @@ if len(set(sources.values())) > 1:
             display(plots.table(as_text(shown), index=False))
 else:
     display(Markdown("*They are of one.*"))
+
+# %% [markdown]
+# ## By category
+#
+# As the file of behaviors has them: HarmBench's semantic categories, JailbreakBench's, XSTest's
+# types of prompt. Of the whole response. Few requests a category leave wide intervals, and of many
+# categories some are high by chance.
+
+# %% tags=["hide-input", "hide-output"]
+categories = {behavior.id: behavior.category for behavior in asked}
+by_category, refused_by_category = summary_by(
+    asked, judged, {"source": sources, "category": categories}
+)
+if len(set(categories.values())) > 1:
+    one = ["scope"] if len(set(sources.values())) > 1 else ["scope", "source"]
+    for frame in (by_category, refused_by_category):
+        shown = frame[frame["scope"] == "whole"].drop(columns=one)
+        if len(shown):
+            display(plots.table(as_text(shown), index=False))
+else:
+    display(Markdown("*They have none, or one.*"))
 
 # %% [markdown]
 # ## Ability
@@ -371,8 +392,10 @@ write_tables(
     {
         "success": succeeded,
         "success_by_source": by_source,
+        "success_by_category": by_category,
         "refusals": refused,
         "refusals_by_source": refused_by_source,
+        "refusals_by_category": refused_by_category,
         "scores": scored,
         "spending": spent,
         "costs": table_of(Cost, costs),

@@ -40,22 +40,26 @@ def summary(
     return success_rates(success, behaviors), refusal_rates(behaviors, refusals)
 
 
-def summary_by_source(
+def summary_by(
     behaviors: Sequence[Behavior],
     verdicts: Mapping[str, Sequence[Verdict]],
-    sources: Mapping[str, str],
+    groups: Mapping[str, Mapping[str, str]],
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """`summary` of the behaviors of each source, in a first column ``source``.
+    """`summary` of each group of behaviors: ``{"source": {id: file}, "category": {id: category}}``.
 
-    ``sources``: a behavior's id -> where it comes from, such as its suite's file.
+    The names of ``groups`` are the first columns; groups come as their first behaviors do.
     """
+    together: dict[tuple[str, ...], list[Behavior]] = {}
+    for behavior in behaviors:
+        key = tuple(of[behavior.id] for of in groups.values())
+        together.setdefault(key, []).append(behavior)
     found: tuple[list[pd.DataFrame], list[pd.DataFrame]] = ([], [])
-    for source in dict.fromkeys(sources.values()):
-        some = [behavior for behavior in behaviors if sources[behavior.id] == source]
+    for key, some in together.items():
         ids = {behavior.id for behavior in some}
         of = {name: [v for v in made if v.behavior_id in ids] for name, made in verdicts.items()}
         for tables, table in zip(found, summary(some, of), strict=True):
-            table.insert(0, "source", source)
+            for place, (column, value) in enumerate(zip(groups, key, strict=True)):
+                table.insert(place, column, value)
             tables.append(table)
     success, refusals = (pd.concat(tables, ignore_index=True) for tables in found)
     return success, refusals
@@ -77,9 +81,10 @@ def outcomes(
 ) -> pd.DataFrame:
     """What `summary` counts one by one: for comparisons of evaluations.
 
-    Columns: ``source`` (as in `summary_by_source`), ``measure`` ("success" of an attack, "refusal"
-    in full), judge, attack, kind, scope, behavior, ``request`` (a digest of what the behavior
-    asks), and ``outcome``: 1, 0, or None where the judge said nothing that can be read.
+    Columns: ``source`` (of ``sources``, which has each behavior's), ``measure`` ("success" of an
+    attack, "refusal" in full), judge, attack, kind, scope, behavior, ``request`` (a digest of what
+    the behavior asks), and ``outcome``: 1, 0, or None where the judge said nothing that can be
+    read.
     """
     success, refusals = _told_apart(behaviors, verdicts)
     told = success_outcomes(success, behaviors).rename(columns={"success": "outcome"})

@@ -27,8 +27,10 @@ RUN = "run.json"
 RATES = {
     "success": ["success"],
     "success_by_source": ["success"],
+    "success_by_category": ["success"],
     "refusals": ["full", "partial"],
     "refusals_by_source": ["full", "partial"],
+    "refusals_by_category": ["full", "partial"],
     "scores": [],
     "spending": [],
     "costs": [],

@@ -32,7 +32,7 @@ from r2d_core.evaluation import (
     judge_once,
     utility_once,
 )
-from r2d_core.evaluation_counts import spending, summary, summary_by_source
+from r2d_core.evaluation_counts import spending, summary, summary_by
 from r2d_core.evaluation_inputs import (
     behaviors_of,
     check_anything_asked,
@@ -1262,7 +1262,7 @@ def test_refusals_of_both_kinds_stand_side_by_side() -> None:
         1, 1
     )
     sources = {b.id: "one" if b.id == "b0" else "two" for b in behaviors}
-    _, by_source = summary_by_source(behaviors, {"xstest": said}, sources)
+    _, by_source = summary_by(behaviors, {"xstest": said}, {"source": sources})
     harmful = by_source[(by_source["kind"] == "harmful") & (by_source["scope"] == "whole")]
     assert list(zip(harmful["source"], harmful["full"], strict=True)) == [
         ("one", Rate(1, 1)),

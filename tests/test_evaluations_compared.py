@@ -11,14 +11,14 @@ import pytest
 
 from r2d_core.cost import Cost
 from r2d_core.errors import InputError
-from r2d_core.evaluation_counts import outcomes, scores, spending, summary, summary_by_source
+from r2d_core.evaluation_counts import outcomes, scores, spending, summary, summary_by
 from r2d_core.evaluation_tables import RATES, Run, as_text, named, table_of, write_tables
 from r2d_core.evaluations_compared import compare_evaluations
 from r2d_core.metrics import Rate, holm
 from r2d_core.records import Behavior, Verdict
 from r2d_core.sampling_error import BehaviorRate, Mean, mean_over_seeds, paired_permutation
 
-BEHAVIORS = [Behavior(f"0{i}", f"goal {i}") for i in range(8)]
+BEHAVIORS = [Behavior(f"0{i}", f"goal {i}", category="ab"[i % 2]) for i in range(8)]
 BEHAVIORS += [Behavior("NA", "hello ?", "benign"), Behavior("n1", "why ?", "benign")]
 SOURCES = {b.id: "benign" if b.kind == "benign" else "harmful" for b in BEHAVIORS}
 
@@ -38,10 +38,13 @@ def verdicts(hits: int, *, refused: int = 0, unparsable: int = 0) -> dict[str, l
 
 def finished(folder: Path, run: Run, judged: dict[str, list[Verdict]]) -> Path:
     success, refusals = summary(BEHAVIORS, judged)
-    by_source = summary_by_source(BEHAVIORS, judged, SOURCES)
+    by_source = summary_by(BEHAVIORS, judged, {"source": SOURCES})
+    categories = {b.id: b.category for b in BEHAVIORS}
+    by_category = summary_by(BEHAVIORS, judged, {"source": SOURCES, "category": categories})
     tables = {
         "success": success, "refusals": refusals, "success_by_source": by_source[0],
-        "refusals_by_source": by_source[1], "scores": scores(BEHAVIORS, judged),
+        "refusals_by_source": by_source[1], "success_by_category": by_category[0],
+        "refusals_by_category": by_category[1], "scores": scores(BEHAVIORS, judged),
         "spending": spending([]), "outcomes": outcomes(BEHAVIORS, judged, SOURCES),
     }  # fmt: skip
     write_tables(folder, run, tables)
@@ -112,6 +115,11 @@ def test_files_of_several_evaluations_go_one_under_the_other(tmp_path: Path) -> 
     assert set(rows["source"]) == {"harmful"}
     refusals = pd.read_csv(first / "refusals_by_source.csv")
     assert list(refusals[refusals["source"] == "benign"]["full_rate"].unique()) == [0]
+    rows = pd.read_csv(first / "success_by_category.csv")
+    assert list(rows.columns[:5]) == ["model", "defense", "seed", "source", "category"]
+    whole = rows[rows["scope"] == "whole"].set_index("category")
+    assert whole["success_successes"].to_dict() == {"a": 2, "b": 1}  # of the first three
+    assert whole["success_n"].to_dict() == {"a": 4, "b": 4}
     told = pd.read_csv(first / "outcomes.csv", keep_default_na=False)
     assert list(told.columns[:4]) == ["model", "defense", "seed", "source"]
     assert set(told["source"]) == {"harmful", "benign"}
