@@ -19,9 +19,9 @@
 # Attacks on the behaviors, the model's answers, the judges' verdicts, the rates: for any model and
 # any of the suites' files. Each step is a file in the output folder and is not done again; a killed
 # run goes on where it was, and any step can begin from somebody else's file (test cases,
-# completions, verdicts). With one more attack or judge, or one less, the same folder is gone on
-# with, and only what is new is asked. On its defaults it asks the toy world's R2D the toy world's
-# requests.
+# completions, verdicts). With one more attack or judge, one less, or more requests (`limit`), the
+# same folder is gone on with, and only what is new is asked. On its defaults it asks the toy
+# world's R2D the toy world's requests.
 #
 # With real models, for example, in the repository's root, from which all paths are named:
 #

@@ -6,8 +6,8 @@
 there the next time, so a killed run goes on where it was, inside a step too. Every step may begin
 from somebody else's file instead (`r2d_core.records` reads the suites' formats). A file made under
 other settings is never written over: it is said, and stays. An evaluation grows, though: with one
-more attack or judge what is there stays, and files of answers and verdicts are made anew from what
-was answered already, so that only what is new is asked.
+more attack or judge, or with further behaviors, what is there stays, and files of answers and
+verdicts are made anew from what was answered already, so that only what is new is asked.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -38,7 +39,15 @@ from r2d_core.generation import (
     request_of,
 )
 from r2d_core.judges import ABSENT, UNPARSABLE, Judge, judge_all
-from r2d_core.made_once import is_there, made_with, made_with_another, records_once, rows_once
+from r2d_core.made_once import (
+    is_part,
+    is_there,
+    made_with,
+    made_with_another,
+    records_once,
+    rows_once,
+    same_where_both,
+)
 from r2d_core.reach import Reached
 from r2d_core.records import (
     Behavior,
@@ -96,7 +105,10 @@ def attack_all(
     that look at answers climb, ``attacker`` what writes prompts for PAIR, TAP, zero- and few-shot,
     ``evaluator`` what says whether TAP's are on topic (the attacker, where None), ``surrogates``
     what transferred GCG is made on. A file hangs on what its attack uses (`Attack.uses`) and on
-    nothing else: direct requests are the same ones whatever the judge is.
+    nothing else: direct requests are the same ones whatever the judge is. With further behaviors
+    these alone are attacked, and the test cases of those that were there stay as they are; not so
+    where one suffix is for all of them (``"behaviors"`` is in `Attack.uses`), and fewer of them are
+    another evaluation.
 
     Raises InputError for what an attack lacks, before the first attack where it can be known, and
     for a surrogate that is not in this process.
@@ -114,9 +126,6 @@ def attack_all(
                     f"{behavior.id!r}; give behaviors that have it (targets, say), or leave the "
                     "attack out"
                 )
-    drawn = [
-        [list(material.shots(b)), material.rewrite(b, b.prompt, Random(b.id))] for b in harmful
-    ]
     given: dict[str, Any] = {
         "model": reached.name,
         "max_new_tokens": max_new_tokens,
@@ -124,7 +133,7 @@ def attack_all(
         "attacker": "" if attacker is None else attacker.name,
         "evaluator": "" if evaluator is None else evaluator.name,
         "surrogates": [surrogate.name for surrogate in surrogates],
-        "material": digest(repr([material.wrappers, drawn])),
+        "material": digest(repr(material.wrappers)),
         "seed": seed,
     }
 
@@ -146,34 +155,60 @@ def attack_all(
 
     steps = []
     for name, attack in attacks.items():
-        known = [_known_to(attack, behavior) for behavior in harmful]
-        settings = {"attack": repr(attack), "behaviors": digest(repr(known))}
-        settings |= {name: given[name] for name in given if _hangs_on(attack, name)}
+        known = {b.id: _known_to(attack, b) for b in harmful}
+        settings: dict[str, Any] = {
+            "attack": repr(attack),
+            "behaviors": _told_each(list(known.values())),
+            **{name: given[name] for name in given if _hangs_on(attack, name)},
+        }
+        if "material" in settings:
+            settings["material"] = {"wrappers": given["material"], **_drawn(harmful, material)}
         content = getattr(attack, "content", None)
         if content and harmful:
             settings["file_content"] = digest(repr(content()))  # the repr has the file's name alone
         path = folder / "test_cases" / f"{name}.jsonl"
-        if not is_there(path, settings) and harmful:
+        grown = None if "behaviors" in attack.uses else partial(_more_behaviors, settings)
+        if not is_there(path, settings, grown) and harmful:
             check_reached([attack], reached)
             target = replace(target_of(attack), progress=None)
             attack.run([], target, material, seed)  # says what it lacks, and asks nothing
             if hasattr(attack, "aim"):
                 on = target.surrogates[0] if target.surrogates else target
-                for behavior in known:
+                for behavior in known.values():
                     attack.aim(behavior, on.tokenizer)
-        steps.append((path, attack, known, settings))
+        steps.append((path, attack, known, settings, grown))
     found: list[TestCase] = []
-    for path, attack, known, settings in tqdm(steps, desc="attacks", unit="attack"):
+    for path, attack, known, settings, grown in tqdm(steps, desc="attacks", unit="attack"):
 
-        def run(attack: Attack = attack, known: Sequence[Behavior] = known) -> list[TestCase]:
-            return attack.run(known, target_of(attack), material, seed)
+        def run(
+            there: list[TestCase],
+            attack: Attack = attack,
+            known: Mapping[str, Behavior] = known,
+        ) -> list[TestCase]:
+            made = {case.behavior_id: case for case in there if not case.metadata.get("outage")}
+            left = [behavior for behavior in known.values() if behavior.id not in made]
+            cases = attack.run(left, target_of(attack), material, seed)
+            made |= {case.behavior_id: case for case in cases}
+            return [made[name] for name in known]
 
-        found += records_once(path, TestCase, settings, run)
+        found += records_once(path, TestCase, settings, run, grown)
     if benign:
         path = folder / "test_cases" / "benign.jsonl"
-        asked = {"behaviors": digest(repr(benign))}
-        found += records_once(path, TestCase, asked, lambda: answer_directly(benign, "benign"))
+        asked = {"behaviors": _told_each(benign)}
+        found += records_once(
+            path, TestCase, asked, lambda _: answer_directly(benign, "benign"),
+            partial(_more_behaviors, asked),
+        )  # fmt: skip
     return found
+
+
+def _more_behaviors(
+    settings: Mapping[str, Any], before: Mapping[str, Any], other: Sequence[str]
+) -> bool:
+    """Whether the same behaviors are there, and what was drawn for them, and further ones."""
+    return {*other} <= {"behaviors", "material"} and all(
+        is_part(before[name], settings[name]) for name in other
+    )
 
 
 def check_reached(attacks: Iterable[Attack], reached: Reached) -> None:
@@ -197,8 +232,9 @@ def answer_all(
 
     Greedy, or as a test case says that it was found; a request that several test cases put is asked
     once. Answers are kept in ``folder/progress`` by model and length. With test cases of other
-    attacks besides, or fewer, the file is made anew from them: what was answered is not asked
-    again. Raises InputError where those of an attack are others than those answered.
+    attacks or behaviors besides, or of fewer attacks, the file is made anew from them: what was
+    answered is not asked again. Raises InputError where those of an attack are others than those
+    answered, or fewer.
 
     A request at which the model raises has an empty answer with ``metadata["error"]``, is judged by
     nobody, and counts as unparsable. Unless the request is the reason (`RequestError`), it has
@@ -213,7 +249,7 @@ def answer_all(
     for case in cases:
         by_attack.setdefault(case.attack, []).append(case)
 
-    def answers() -> list[Completion]:
+    def answers(there: list[Completion]) -> list[Completion]:
         if any(case.prefill for case in cases):
             _check_prefill("a test case", reached.generator)
         path = folder / "progress" / f"answers-{digest(json.dumps(answered_by))}.jsonl"
@@ -233,12 +269,12 @@ def answer_all(
             raise InputError(f"the model answers nothing at all: {failed[0].error}")
         return [_completion(c, _NOTHING if c.missing else made[request_of(c)]) for c in cases]
 
-    told = {name: digest(repr(some)) for name, some in by_attack.items()}
+    told = {name: _told_by_behavior(some) for name, some in by_attack.items()}
 
     def grown(before: Mapping[str, Any], other: Sequence[str]) -> bool:
-        return other == ["cases"] and _same_where_both(before["cases"], told)
+        return {*other} <= {"cases", "order"} and same_where_both(before["cases"], told)
 
-    settings = {**answered_by, "cases": told}
+    settings = {**answered_by, "cases": told, "order": _order(cases)}
     return records_once(folder / "completions.jsonl", Completion, settings, answers, grown)
 
 
@@ -256,24 +292,29 @@ def judge_once(
     at which the model raised, and those that a provider's filter withheld, are unparsable in every
     scope, those of missing prompts "not_attempted". What outages lost, the judge's model's or
     before, has ``metadata["outage"]`` and is judged again the next time. Where completions of other
-    attacks have come or gone, or one that was none is there now, the file is made anew; a judge's
-    model, whose answers are kept, is asked about those alone. Raises InputError where the
-    completions of an attack are others than those judged.
+    attacks have come or gone, of further behaviors come, or one that was none is there now, the
+    file is made anew; a judge's model, whose answers are kept, is asked about those alone. Raises
+    InputError where the completions of an attack are others than those judged, or fewer.
     """
     path = Path(folder) / "verdicts" / f"{judge.name}.jsonl"
+    given = _told_each(behaviors)
     settings = {
         "completions": _told(completions, ()),
         "unanswered": [_place(c) for c in completions if c.unanswered],
-        "behaviors": digest(repr(list(behaviors))),
+        "order": _order(completions),
+        "behaviors": given,
         "model": model,
     }
 
     def grown(before: Mapping[str, Any], other: Sequence[str]) -> bool:
-        if not {*other} <= {"completions", "unanswered"}:
-            return False
-        return _same_where_both(before["completions"], _told(completions, before["unanswered"]))
+        told = _told(completions, before["unanswered"])
+        return (
+            {*other} <= {"completions", "unanswered", "order", "behaviors"}
+            and is_part(before["behaviors"], given)
+            and same_where_both(before["completions"], told)
+        )
 
-    def verdicts() -> list[Verdict]:
+    def verdicts(there: list[Verdict]) -> list[Verdict]:
         texts = [c for c in completions if not (c.unanswered or c.missing)]
         made = iter(judge_all(judge, behaviors, texts))
         found = (_no_verdict(judge, c) if c.unanswered or c.missing else next(made)
@@ -291,10 +332,11 @@ def costs_once(
 ) -> list[Cost]:
     """What the model's answers to these behaviors cost (`answer_costs`), in ``folder/costs.json``.
 
-    They are asked directly, and for this alone: an answer taken from a file has no seconds.
+    They are asked directly, and for this alone: an answer taken from a file has no seconds. With
+    further behaviors all are asked again.
     """
     settings = {
-        "behaviors": digest(repr(list(behaviors))),
+        "behaviors": _told_each(behaviors),
         "model": reached.name,
         "max_new_tokens": max_new_tokens,
         "counts": COUNTS,
@@ -303,6 +345,7 @@ def costs_once(
         Path(folder) / "costs.json",
         settings,
         lambda: answer_costs(reached.generator, behaviors, max_new_tokens),
+        partial(_more_behaviors, settings),
     )
     return [Cost(**(row | {name: _mean(row[name]) for name in COUNTS})) for row in rows]
 
@@ -347,6 +390,16 @@ def _hangs_on(attack: Attack, setting: str) -> bool:
     return ("generator" if setting == "max_new_tokens" else setting) in attack.uses
 
 
+def _drawn(behaviors: Sequence[Behavior], material: Material) -> dict[str, str]:
+    """Of each behavior a digest of what the material has for it."""
+    return {
+        f"for {b.id}": digest(
+            repr([list(material.shots(b)), material.rewrite(b, b.prompt, Random(b.id))])
+        )
+        for b in behaviors
+    }
+
+
 def _known_to(attack: Attack, behavior: Behavior) -> Behavior:
     """The behavior without what is known of it for the sake of other attacks."""
     aims = {need for other in ATTACKS.values() for need in other.needs}
@@ -371,21 +424,31 @@ def _place(completion: Completion) -> str:
     return digest(repr([c.behavior_id, c.attack, c.prompt, c.prefill]))
 
 
-def _told(completions: Sequence[Completion], without: Sequence[str]) -> dict[str, str]:
-    """For each attack a digest of its completions, but for those that are none or left out."""
+def _told(completions: Sequence[Completion], without: Sequence[str]) -> dict[str, dict[str, str]]:
+    """`_told_by_behavior` of each attack, but for completions that are none or left out."""
     some: dict[str, list[Completion]] = {}
     for each in completions:
         kept = some.setdefault(each.attack, [])
         if not each.unanswered and (not without or _place(each) not in without):
             kept.append(each)
-    return {attack: digest(repr(kept)) for attack, kept in some.items()}
+    return {attack: _told_by_behavior(kept) for attack, kept in some.items()}
 
 
-def _same_where_both(before: object, now: Mapping[str, str]) -> bool:
-    """Whether what both know is the same; older folders tell no attack apart: then it is not."""
-    if not isinstance(before, dict):
-        return False
-    return all(now[name] == told for name, told in before.items() if name in now)
+def _told_by_behavior(records: Sequence[TestCase] | Sequence[Completion]) -> dict[str, str]:
+    """A digest of what there is of each behavior."""
+    some: dict[str, list[Any]] = {}
+    for each in records:
+        some.setdefault(each.behavior_id, []).append(each)
+    return {behavior: digest(repr(found)) for behavior, found in some.items()}
+
+
+def _order(records: Sequence[TestCase] | Sequence[Completion]) -> str:
+    """A digest of their order: verdicts stand in that of the completions."""
+    return digest(repr([(each.attack, each.behavior_id) for each in records]))
+
+
+def _told_each(behaviors: Sequence[Behavior]) -> dict[str, str]:
+    return {behavior.id: digest(repr(behavior)) for behavior in behaviors}
 
 
 _NOTHING = Generation("", 0, 0, "stop")

@@ -25,38 +25,41 @@ from r2d_core.records import (
     write_jsonl,
 )
 
-HEALED = {"cases", "completions", "unanswered"}
+HEALED = {"cases", "completions", "unanswered", "order"}
 """Settings that are others where what an outage had lost is there now."""
 
 R = TypeVar("R", TestCase, Completion, Verdict)
+Grown = Callable[[Mapping[str, Any], list[str]], bool]
 
 
 def records_once(
     path: Path,
     cls: type[R],
     settings: Mapping[str, Any],
-    make: Callable[[], list[R]],
-    grown: Callable[[Mapping[str, Any], list[str]], bool] | None = None,
+    make: Callable[[list[R]], list[R]],
+    grown: Grown | None = None,
 ) -> list[R]:
     """The records at ``path``, made now unless they are there with these settings.
 
     ``grown``: of the settings before and the names of those that differ, whether what is there may
-    be made anew, since nothing in it is of other settings. Of which outages lost some are made
-    again, too, from test cases or completions that are other now because theirs were; what was
-    answered is in the journals.
+    be made anew, since nothing in it is of other settings; ``make`` is given what is there then,
+    and nothing otherwise. Of which outages lost some are made again, too, from test cases or
+    completions that are other now because theirs were; what was answered is in the journals. Raises
+    InputError where what is there has other settings and may not be made anew: it stays.
     """
     before: dict[str, Any] | None = made_with(path)
+    there: list[R] = []
     if before is not None:
         other: list[str] = _others(before, settings)
-        known = read_jsonl(path, cls) if {*other} <= HEALED else []
+        more = _is_more(before, settings, other, grown)
+        known = read_jsonl(path, cls) if more or {*other} <= HEALED else []
         outages = {each.attack for each in known if each.metadata.get("outage")}
         if not other and not outages:
             return known
-        lost = bool(outages) and _changed(before, settings) <= outages
-        more = grown is not None and before.keys() == settings.keys() and grown(before, other)
-        if not lost and not more:
+        if other and not more and not (outages and _changed(before, settings) <= outages):
             raise InputError(made_with_another(path, other))
-    records = make()
+        there = known if more else []
+    records = make(there)
     # The old ones go first and the settings come next: records that are there without settings, or
     # with those of others, would be taken for made under them.
     path.unlink(missing_ok=True)
@@ -66,35 +69,55 @@ def records_once(
 
 
 def rows_once(
-    path: Path, settings: Mapping[str, Any], make: Callable[[], Sequence[Any]]
+    path: Path,
+    settings: Mapping[str, Any],
+    make: Callable[[], Sequence[Any]],
+    grown: Grown | None = None,
 ) -> list[dict[str, Any]]:
     """The fields of dataclasses at ``path``, made now unless they are there with these settings.
 
-    A number that is none (nan) is null. Raises InputError as `records_once` does.
+    A number that is none (nan) is null. ``grown`` and what is raised are as in `records_once`.
     """
-    settings = json.loads(json.dumps(settings))
     if path.is_file():
         before = read_json(path)
-        if before.get("settings") != settings:
-            raise InputError(
-                f"{path} was made with another model or other settings; give another output "
-                "folder, or delete the file to have it made anew"
-            )
-        if not isinstance(before.get("rows"), list):
+        made_with = before.get("settings")
+        if not isinstance(made_with, dict) or not isinstance(before.get("rows"), list):
             raise InputError(f"{path}: has no rows; delete it to have it made anew")
-        return list(before["rows"])
+        other = _others(made_with, settings)
+        if not other:
+            return list(before["rows"])
+        if not _is_more(made_with, settings, other, grown):
+            raise InputError(made_with_another(path, other))
     made = json.dumps([dataclasses.asdict(each) for each in make()])
     rows = list(json.loads(made, parse_constant=lambda _: None))
-    write_json_atomic(path, {"settings": settings, "rows": rows})
+    write_json_atomic(path, {"settings": json.loads(json.dumps(settings)), "rows": rows})
     return rows
 
 
-def is_there(path: Path, settings: Mapping[str, Any]) -> bool:
-    """Whether the file is there with these settings; InputError where it has others."""
+def is_there(path: Path, settings: Mapping[str, Any], grown: Grown | None = None) -> bool:
+    """Whether the file is there with these settings; InputError where it has others.
+
+    Where it is there and may be made anew, as `records_once` has it, it is not there yet.
+    """
     before = made_with(path)
-    if before is not None and (other := _others(before, settings)):
+    other = [] if before is None else _others(before, settings)
+    if before is None or (other and _is_more(before, settings, other, grown)):
+        return False
+    if other:
         raise InputError(made_with_another(path, other))
-    return before is not None
+    return True
+
+
+def is_part(before: object, now: Mapping[str, str]) -> bool:
+    """Whether all that was known is so now, whatever is besides. A digest of all says no."""
+    return isinstance(before, dict) and all(now.get(name) == told for name, told in before.items())
+
+
+def same_where_both(before: object, now: Mapping[str, Mapping[str, str]]) -> bool:
+    """`is_part` of each attack that is there both times: others may have come and gone."""
+    if not isinstance(before, dict):
+        return False
+    return all(is_part(told, now[attack]) for attack, told in before.items() if attack in now)
 
 
 def made_with(path: Path) -> dict[str, Any] | None:
@@ -115,8 +138,9 @@ def made_with(path: Path) -> dict[str, Any] | None:
 
 def made_with_another(path: Path, other: Sequence[str]) -> str:
     """What to say of a file whose settings are not those asked for: which, and the mend."""
+    names = [name for name in other if name != "order"] or ["order"]
     return (
-        f"{path} was made with another {' and '.join(other)}; give another output folder, or "
+        f"{path} was made with another {' and '.join(names)}; give another output folder, or "
         f"delete {path.name} to have it made anew"
     )
 
@@ -139,13 +163,28 @@ def _others(before: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]
     return [name for name in names if before.get(name) != now.get(name)]
 
 
+def _is_more(
+    before: Mapping[str, Any], settings: Mapping[str, Any], other: list[str], grown: Grown | None
+) -> bool:
+    return (
+        bool(other)
+        and grown is not None
+        and before.keys() == settings.keys()
+        and grown(before, other)
+    )
+
+
 def _changed(before: Mapping[str, Any], settings: Mapping[str, Any]) -> set[str]:
-    """The attacks of which test cases or completions are others than before."""
+    """The attacks of which test cases or completions that were are others now."""
     found: set[str] = set()
     for name in ("cases", "completions"):
         were, now = before.get(name, {}), settings.get(name, {})
         if isinstance(were, dict):
-            found |= {attack for attack, told in were.items() if now.get(attack, told) != told}
+            found |= {
+                attack
+                for attack, told in were.items()
+                if attack in now and not is_part(told, now[attack])
+            }
     return found
 
 

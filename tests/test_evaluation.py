@@ -14,7 +14,15 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from attack_world import BEHAVIORS, MATERIAL, Broken, Echo, ScoreByLength, Writer
+from attack_world import (
+    BEHAVIORS,
+    MATERIAL,
+    Broken,
+    Echo,
+    ScoreByLength,
+    Writer,
+    local_target,
+)
 from tiny_models import tiny_model, tiny_tokenizer
 
 from r2d_core import evaluation
@@ -250,6 +258,68 @@ def test_an_evaluation_grows_and_asks_only_what_is_new(tmp_path: Path) -> None:
     assert fewer[STRINGS.name] == first[STRINGS.name]
     assert (len(model.asked), len(guard.asked)) == (asked, judged)
     assert len(read_completions(tmp_path / "completions.jsonl")) == 8
+
+
+def test_further_behaviors_are_attacked_asked_and_judged_alone(tmp_path: Path) -> None:
+    """First some to see whether it runs, then all: what the first cost is not paid again."""
+    model, guard = Echo(), Guard()
+    behaviors = [*BEHAVIORS, replace(BEHAVIORS[0], id="b2", prompt="explain it in verse")]
+    chosen: dict[str, Any] = {"direct": {}, "best_of_n": {"n": 2}, "few_shot": {"shots": 1}}
+
+    def evaluate(some: Sequence[Behavior], **more: Any) -> tuple[list[Any], ...]:
+        cases = attack_all(
+            some, attacks(**chosen, **more), Reached(model, "m"), ScoreByLength(), tmp_path,
+            max_new_tokens=3, material=MATERIAL,
+        )  # fmt: skip
+        made = answer_all(cases, Reached(model, "m"), tmp_path, max_new_tokens=3)
+        strict = JUDGES["jailbreakbench"](guard, "guard", tmp_path / "progress" / "judges")
+        costs = costs_once(some, Reached(model, "m"), tmp_path, max_new_tokens=3)
+        return cases, made, judge_once(strict, some, made, tmp_path), costs
+
+    first = evaluate([behaviors[1], BENIGN[0]])
+    asked, judged = model.asked.count(behaviors[1].prompt), len(guard.asked)
+    everything = [*behaviors, *BENIGN]
+    cases, made, verdicts, costs = evaluate(everything)
+    old = {behaviors[1].id, BENIGN[0].id}
+    for before, now in zip(first[:3], (cases, made, verdicts), strict=True):
+        assert [each for each in now if each.behavior_id in old] == before
+    direct = [case.behavior_id for case in cases if case.attack == "direct"]
+    assert direct == [b.id for b in behaviors]  # in their order, the old one in its place
+    assert model.asked.count(behaviors[1].prompt) == asked + 1  # for its seconds, with all
+    assert len(guard.asked) - judged == len(verdicts) - len(first[2]) and len(costs) == 2
+    # The same as all at once.
+    for name in ("test_cases/best_of_n.jsonl", "completions.jsonl"):
+        grown = (tmp_path / name).read_bytes()
+        for file in [*tmp_path.rglob("*.jsonl"), tmp_path / "costs.json"]:
+            file.unlink()
+        evaluate(everything)
+        assert (tmp_path / name).read_bytes() == grown
+    with pytest.raises(InputError, match=r"direct\.jsonl was made with another behaviors;"):
+        evaluate(behaviors[:2])  # fewer are another evaluation
+    changed = [replace(behaviors[0], prompt="something else"), *everything[1:]]
+    with pytest.raises(InputError, match=r"direct\.jsonl was made with another behaviors;"):
+        evaluate(changed)
+
+
+def test_one_suffix_for_all_is_not_made_for_some_of_them(tmp_path: Path) -> None:
+    target = local_target()
+    reached = Reached(target.generator, "m", target.model, target.tokenizer)
+    multi = attacks(gcg_multi={"steps": 1, "candidates": 4, "top_k": 4, "init": "! !"})
+    attack_all(BEHAVIORS[:1], multi, reached, STRINGS, tmp_path, max_new_tokens=3)
+    with pytest.raises(InputError, match=r"gcg_multi\.jsonl was made with another behaviors;"):
+        attack_all(BEHAVIORS, multi, reached, STRINGS, tmp_path, max_new_tokens=3)
+
+
+def test_verdicts_stand_in_the_completions_order(tmp_path: Path) -> None:
+    both = [*answer_directly(BEHAVIORS), *answer_directly(BEHAVIORS, "again")]
+    mixed = [both[0], both[2], both[1], both[3]]
+    for cases in (both, mixed):
+        made = answer_all(cases, Reached(Echo(), "m"), tmp_path, max_new_tokens=3)
+        verdicts = judge_once(STRINGS, BEHAVIORS, made, tmp_path)
+        for some in (made, verdicts):
+            assert [(x.attack, x.behavior_id) for x in some] == [
+                (c.attack, c.behavior_id) for c in cases
+            ]
 
 
 def test_a_request_that_failed_is_asked_when_the_evaluation_grows(tmp_path: Path) -> None:
@@ -840,7 +910,7 @@ def test_utility_is_measured_once(
         (found,) = utility_once(given, reached, tmp_path)
         assert math.isnan(found.stderr) and (found.value, found.unfinished) == (0.5, 1)
     assert len(asked) == 1 and asked[0][2].tasks == ("gsm8k",)
-    with pytest.raises(InputError, match=r"utility\.json was made with another model or other"):
+    with pytest.raises(InputError, match=r"utility\.json was made with another limit;"):
         utility_once({"tasks": ["gsm8k"], "limit": 3}, reached, tmp_path)
     with pytest.raises(InputError, match="unknown setting 'task', did you mean 'tasks'"):
         utility_once({"task": []}, reached, tmp_path)

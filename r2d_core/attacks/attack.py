@@ -120,8 +120,9 @@ class Attack(Protocol):
     ``needs`` names what it must know of every behavior (keys of its metadata). ``uses`` names what
     else its test cases hang on, beside its settings and the requests: fields of `Target` (of
     "generator" with ``max_new_tokens``, of "model" with the tokenizer), "material", "seed", keys of
-    metadata that it reads where they are there; and "prefill" where it writes the beginning of the
-    answer. What it does not name may change, and its test cases stay what they are.
+    metadata that it reads where they are there, "behaviors" where one's test case hangs on the
+    others; and "prefill" where it writes the beginning of the answer. What it does not name may
+    change, and its test cases stay what they are.
     """
 
     name: ClassVar[str]

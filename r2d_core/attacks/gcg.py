@@ -479,6 +479,10 @@ class GCGMulti(GCGAnswer):
     keep: Literal["lower", "any"] = "any"
     progressive: bool = True
 
+    @property
+    def uses(self) -> tuple[str, ...]:
+        return (*super().uses, "behaviors")
+
     def _groups(self, behaviors: Sequence[Behavior]) -> list[list[Behavior]]:
         return [list(behaviors)] if behaviors else []
 
