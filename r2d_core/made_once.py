@@ -60,11 +60,7 @@ def records_once(
             raise InputError(made_with_another(path, other))
         there = known if more else []
     records = make(there)
-    # The old ones go first and the settings come next: records that are there without settings, or
-    # with those of others, would be taken for made under them.
-    path.unlink(missing_ok=True)
-    write_json_atomic(_record(path), settings)
-    write_jsonl(path, records)
+    _write(path, settings, records)
     return records
 
 
@@ -80,13 +76,13 @@ def rows_once(
     """
     if path.is_file():
         before = read_json(path)
-        made_with = before.get("settings")
-        if not isinstance(made_with, dict) or not isinstance(before.get("rows"), list):
+        asked = before.get("settings")
+        if not isinstance(asked, dict) or not isinstance(before.get("rows"), list):
             raise InputError(f"{path}: has no rows; delete it to have it made anew")
-        other = _others(made_with, settings)
+        other = _others(asked, settings)
         if not other:
             return list(before["rows"])
-        if not _is_more(made_with, settings, other, grown):
+        if not _is_more(asked, settings, other, grown):
             raise InputError(made_with_another(path, other))
     made = json.dumps([dataclasses.asdict(each) for each in make()])
     rows = list(json.loads(made, parse_constant=lambda _: None))
@@ -154,6 +150,18 @@ def lost_to_outages(folder: str | Path) -> bool:
         *(each for file in root.glob("verdicts/*.jsonl") for each in read_jsonl(file, Verdict)),
     )
     return any(each.metadata.get("outage") for each in some)
+
+
+def _write(path: Path, settings: Mapping[str, Any], records: list[R]) -> None:
+    """Both files, or none: what was there stays until both are on disk."""
+    new = [(path.with_name(f"{path.name}.new"), path)]
+    new += [(_record(path).with_name(f"{_record(path).name}.new"), _record(path))]
+    write_jsonl(new[0][0], records)
+    write_json_atomic(new[1][0], settings)
+    # Killed between the two: settings alone are no file yet, and records of more than the settings
+    # know are found again and not made again.
+    for fresh, name in new if path.is_file() else reversed(new):
+        fresh.replace(name)
 
 
 def _others(before: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:

@@ -25,7 +25,7 @@ from attack_world import (
 )
 from tiny_models import tiny_model, tiny_tokenizer
 
-from r2d_core import evaluation
+from r2d_core import evaluation, made_once
 from r2d_core import reach as reach_module
 from r2d_core.attack_success import attack_succeeded
 from r2d_core.attacks import ATTACKS, make_attack
@@ -299,6 +299,43 @@ def test_further_behaviors_are_attacked_asked_and_judged_alone(tmp_path: Path) -
     changed = [replace(behaviors[0], prompt="something else"), *everything[1:]]
     with pytest.raises(InputError, match=r"direct\.jsonl was made with another behaviors;"):
         evaluate(changed)
+
+
+@pytest.mark.parametrize("dies", ["write_jsonl", "write_json_atomic", "replace"])
+def test_what_was_there_survives_a_kill_while_it_grows(
+    dies: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Test cases that an attacker was paid for: also where the disk is full."""
+    model, tries = Echo(), attacks(best_of_n={"n": 2})
+    path = tmp_path / "test_cases" / "best_of_n.jsonl"
+
+    def attack(some: Sequence[Behavior]) -> list[TestCase]:
+        return attack_all(
+            some, tries, Reached(model, "m"), ScoreByLength(), tmp_path, max_new_tokens=3
+        )
+
+    (first,) = attack(BEHAVIORS[:1])
+    calls = 0
+
+    def full(*args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if dies != "replace":
+            raise OSError("no space left on device")
+        if calls == 2:  # killed between the two
+            raise KeyboardInterrupt
+        return os.replace(*args)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(*((Path, "replace") if dies == "replace" else (made_once, dies)), full)
+        with pytest.raises((OSError, KeyboardInterrupt)):
+            attack(BEHAVIORS)
+    assert calls and read_test_cases(path)[0] == first
+    asked = len(model.asked)
+    assert attack(BEHAVIORS)[0] == first
+    assert len(model.asked) == asked  # the old stands there, the new in the journal
+    path.unlink()
+    assert len(attack(BEHAVIORS)) == 2
 
 
 def test_one_suffix_for_all_is_not_made_for_some_of_them(tmp_path: Path) -> None:
