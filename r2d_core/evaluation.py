@@ -156,29 +156,20 @@ def attack_all(
     steps = []
     for name, attack in attacks.items():
         known = {b.id: _known_to(attack, b) for b in harmful}
-        settings: dict[str, Any] = {
+        settings = {
             "attack": repr(attack),
             "behaviors": _told_each(list(known.values())),
             **{name: given[name] for name in given if _hangs_on(attack, name)},
         }
         if "material" in settings:
             settings["material"] = {"wrappers": given["material"], **_drawn(harmful, material)}
-        content = getattr(attack, "content", None)
-        if content and harmful:
+        if harmful and (content := getattr(attack, "content", None)):
             settings["file_content"] = digest(repr(content()))  # the repr has the file's name alone
         path = folder / "test_cases" / f"{name}.jsonl"
         grown = None if "behaviors" in attack.uses else partial(_more_behaviors, settings)
         if not is_there(path, settings, grown) and harmful:
             check_reached([attack], reached)
-            target = replace(target_of(attack), progress=None)
-            attack.run([], target, material, seed)  # says what it lacks, and asks nothing
-            if hasattr(attack, "aim"):
-                on = target.surrogates[0] if target.surrogates else target
-                for behavior in known.values():
-                    attack.aim(behavior, on.tokenizer)
-        steps.append((path, attack, known, settings, grown))
-    found: list[TestCase] = []
-    for path, attack, known, settings, grown in tqdm(steps, desc="attacks", unit="attack"):
+            _check_runs(attack, list(known.values()), target_of(attack), material, seed)
 
         def run(
             there: list[TestCase],
@@ -191,6 +182,9 @@ def attack_all(
             made |= {case.behavior_id: case for case in cases}
             return [made[name] for name in known]
 
+        steps.append((path, settings, run, grown))
+    found: list[TestCase] = []
+    for path, settings, run, grown in tqdm(steps, desc="attacks", unit="attack"):
         found += records_once(path, TestCase, settings, run, grown)
     if benign:
         path = folder / "test_cases" / "benign.jsonl"
@@ -200,6 +194,17 @@ def attack_all(
             partial(_more_behaviors, asked),
         )  # fmt: skip
     return found
+
+
+def _check_runs(
+    attack: Attack, behaviors: Sequence[Behavior], target: Target, material: Material, seed: int
+) -> None:
+    """Have the attack say what it lacks: asked for nothing, it asks nothing."""
+    attack.run([], replace(target, progress=None), material, seed)
+    if hasattr(attack, "aim"):
+        on = target.surrogates[0] if target.surrogates else target
+        for behavior in behaviors:
+            attack.aim(behavior, on.tokenizer)
 
 
 def _more_behaviors(
