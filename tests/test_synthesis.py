@@ -491,6 +491,41 @@ def test_a_teacher_that_is_down_ends_the_run_and_is_asked_again(tmp_path: Path) 
     assert teacher.calls[0][0].prompt == NAMES[2]
 
 
+def test_a_guard_that_is_down_is_not_excused_by_what_it_never_saw(tmp_path: Path) -> None:
+    """A response that is cut off never reaches the guard: it does not show that the guard works."""
+
+    def down(steps: Sequence[StepInContext]) -> list[str]:
+        raise ConnectionError("refused")
+
+    endless = {NAMES[n]: "<think> " + "on and " * 500 for n in (1, 5)}
+    config = SynthesisConfig(tmp_path, batch_size=2, max_new_tokens=50)
+    with pytest.raises(InputError, match=r"4 times in a row, .*guard: ConnectionError: refused"):
+        synthesize(ask(*NAMES), Scripted(endless), down, config)
+    assert read_journal(tmp_path / "journal.jsonl") == []
+    made = synthesize(ask(*NAMES), Scripted(endless), safe, config)
+    assert made.counts == {"kept": 4, "rejected": 0, "failed": 2, "duplicate": 0}
+
+
+def test_a_guard_that_goes_down_near_the_end_is_asked_again(tmp_path: Path) -> None:
+    """The teacher has worked since, on what the guard was not shown."""
+    seen: set[str] = set()
+
+    def guard(steps: Sequence[StepInContext]) -> list[str]:
+        seen.update(step.behavior.prompt for step in steps)
+        if len(seen) > 2:
+            raise ConnectionError("refused")
+        return safe(steps)
+
+    teacher = Scripted({NAMES[2]: ""})
+    config = SynthesisConfig(tmp_path, batch_size=1)
+    with pytest.raises(InputError, match=r"1 times in a row, .*guard: ConnectionError: refused"):
+        synthesize(ask(*NAMES[:4]), teacher, guard, config)
+    journal = read_journal(tmp_path / "journal.jsonl")
+    assert [entry["status"] for entry in journal] == ["kept", "kept", "failed"]
+    made = synthesize(ask(*NAMES[:4]), teacher, safe, config)
+    assert made.counts == {"kept": 3, "rejected": 0, "failed": 1, "duplicate": 0}
+
+
 def test_a_run_in_which_nothing_worked_is_no_run(tmp_path: Path) -> None:
     teacher = Scripted({}, otherwise="")
     teacher.script = dict.fromkeys(NAMES, ConnectionError("refused"))
