@@ -167,6 +167,7 @@ def test_large_files_are_streamed(tmp_path: Path) -> None:
         (row(None), ["wrong_type"]),
         (row(instruction=["ask"]), ["wrong_type"]),
         (row(input={}), ["wrong_type"]),
+        (row(instruction="cut in the middle of \ud83d"), ["wrong_type"]),
         (row(instruction=" \n"), ["empty_instruction"]),
         (row(""), ["empty_answer", "no_pivot"]),
         (row("<think> a [SAFE] </think> "), ["empty_answer"]),
@@ -181,7 +182,9 @@ def test_large_files_are_streamed(tmp_path: Path) -> None:
     ],
 )
 def test_every_defect_has_its_kind(tmp_path: Path, bad: Any, defects: list[str]) -> None:
-    rows = read_trajectories(write_lines(tmp_path / "a.jsonl", [row(), bad, row(GOOD, "last")]))
+    tokenizer = tiny_tokenizer("llama")
+    path = write_lines(tmp_path / "a.jsonl", [row(), bad, row(GOOD, "last")])
+    rows = read_trajectories(path, tokenizer=tokenizer)
     kept = [t.instruction for t in rows]
     expected = [f.defect for f in rows.report.findings]
     assert expected == defects
@@ -305,6 +308,16 @@ def test_a_folder_s_folders_tell_its_splits(tmp_path: Path) -> None:
         library = datasets.load_dataset(str(tmp_path), split=split, streaming=True)
         found = [each.instruction for each in read_trajectories(tmp_path, split=split)]
         assert found == [each["instruction"] for each in library] == [f"{split} 0", f"{split} 1"]
+
+
+def test_a_folder_s_name_is_no_pattern(tmp_path: Path) -> None:
+    for name in ("data[1]", "data*"):
+        (tmp_path / name).mkdir()
+        write_lines(tmp_path / name / "train.jsonl", [row(instruction=name)])
+    (tmp_path / "data1").mkdir()
+    write_lines(tmp_path / "data1" / "train.jsonl", [row(instruction="another")])
+    for name in ("data[1]", "data*"):
+        assert [each.instruction for each in read_trajectories(tmp_path / name)] == [name]
 
 
 def test_sources_that_hold_nothing_say_so(tmp_path: Path) -> None:
