@@ -363,6 +363,31 @@ def test_training_with_kl_stays_nearer_to_the_base_on_benign_rows(loaded, tmp_pa
     assert "kl_to_base" not in runs[0.0].log.read_text()
 
 
+def test_kl_in_the_loss_is_over_all_targets_of_the_step(loaded, tmp_path):
+    """And in the log over the benign targets since the last line."""
+    _, tokenizer = loaded
+    rows = [
+        mark_benign(row, n % 4 == 0)
+        for n, row in enumerate(d.encode_with(tokenizer, examples(8), d.TrainingDefects()))
+    ]
+    logs = {}
+    for weight in (0.0, 2.0):
+        model, _ = load(loaded[0].name_or_path)
+        config = TrainConfig(
+            tmp_path / str(weight), max_steps=4, batch_size=2, accumulation=4, kl_weight=weight,
+            learning_rate=1e-2, max_grad_norm=0.0, logging_steps=1,
+        )  # fmt: skip
+        log = train(config, model, tokenizer, rows).log.read_text().splitlines()
+        logs[weight] = [json.loads(line) for line in log]
+    assert logs[2.0][0]["loss"] == pytest.approx(logs[0.0][0]["loss"], abs=1e-6)  # no step is taken
+    benign = sum(y != IGNORED for row in rows for y in row["benign_labels"][1:])
+    for line in logs[2.0]:
+        own = line["cross_entropy"] + line["pivot_loss"]
+        kl = line["kl_to_base"] * benign / line["targets"]
+        assert line["loss"] == pytest.approx(own + 2.0 * kl, rel=1e-4)
+    assert logs[2.0][-1]["kl_to_base"] > 1e-3
+
+
 def test_kl_wants_flags_and_whole_weights(loaded, tmp_path, monkeypatch):
     model, tokenizer = loaded
     rows = d.encode_with(tokenizer, examples(8), d.TrainingDefects())

@@ -175,6 +175,46 @@ def test_time_is_floating_point_operations_over_what_the_gpus_make():
     assert lora.flops < plan.flops < recomputed.flops
 
 
+def test_operations_are_counted_matrix_by_matrix():
+    """Of the layers' weights, the output matrix and attention, forward and backward."""
+    tokens, length, layers = 1000, 4096, 32
+    in_layers = layers * (4096 * (2 * 4096 + 2 * 1024) + 3 * 4096 * 14336)
+    output, low_rank = 128256 * 4096, TRAINED - 2 * 8 * 4096
+    # Two products of a position with half of the others, on the average; five backward.
+    attention = 2 * 2 * (length // 2) * (32 * 128) * layers
+
+    def a_token(lora, **given):
+        plan = plan_training(LLAMA3_8B, lora, length=length, tokens=tokens, **given)
+        return pytest.approx(plan.flops / tokens, rel=1e-9)
+
+    lora, both = LoraSettings(), LoraSettings(new_rows="modules_to_save")
+    frozen = 4 * (in_layers + output) + 6 * low_rank + 3.5 * attention
+    assert 6 * (in_layers + output) + 3.5 * attention == a_token(None)
+    assert frozen == a_token(lora) and frozen + 2 * output == a_token(both)
+    again = 2 * in_layers + attention
+    assert frozen + again == a_token(lora, gradient_checkpointing=True)
+    # The base forward; both logits, both again, and the gradient of the model's.
+    assert frozen + again + 10 * output == a_token(lora, frozen_base=True)
+    assert frozen + again + (2 + 12) * output == a_token(both, frozen_base=True)
+
+
+def test_a_batch_takes_what_its_examples_take():
+    def planned(**given):
+        return plan_training(
+            LLAMA3_8B, LoraSettings(), length=512, gradient_checkpointing=True, **given
+        )
+
+    shared = {"sharing": "fsdp2", "gpus": 2}
+    one, three = (planned(batch_size=n, **shared) for n in (1, 3))
+    assert three.activations == pytest.approx(3 * one.activations, rel=0.01)
+    assert three.loss - one.loss == 2 * 4 * 512 * 4096
+    base = [planned(batch_size=3, frozen_base=each).activations for each in (False, True)]
+    assert base[1] - base[0] == 3 * 2 * 512 * 4096
+    # What the layers keep of their input, one of them whole, and what lies outside of them.
+    layer, besides = saved_bytes(LLAMA3_8B, LoraSettings(), torch.bfloat16, 1, 512)
+    assert one.activations == 32 * 2 * 512 * 4096 + layer + besides and besides > 2 * 512 * 4096
+
+
 ADAPTED = LoraSettings(rank=4), LoraSettings(rank=4, dropout=0.05)
 RUNS = [
     *((each, lora, "autocast", True) for each in FAMILIES_OF_MODELS for lora in (None, *ADAPTED)),
