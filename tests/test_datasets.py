@@ -380,6 +380,23 @@ def test_statistics_are_what_a_count_by_hand_gives() -> None:
     assert found.lengths["steps"]["max"] == 3
 
 
+def test_quantiles_and_pivots_of_answers() -> None:
+    answers = [f"<think> a [SAFE] </think> b {pivot}" for pivot in (SAFE, UNSAFE, RETHINK, "c")]
+    table = describe([parse(text) for text in answers] * 25, tokens=range(1, 101))
+    assert table["answer_pivots"].tolist() == [1, 1, 1, 0] * 25
+    lengths = summarize(table).lengths["tokens"]
+    assert lengths["min"] == 1 and lengths["max"] == 100 and lengths["mean"] == 50.5
+    assert (lengths["50%"], lengths["95%"], lengths["99%"]) == pytest.approx((50.5, 95.05, 99.01))
+
+
+def test_a_row_counts_once_for_each_kind_of_its_defects(tmp_path: Path) -> None:
+    twice = row("<think> a [UNSURE] b [DANGER] c [SAFE] </think> d")
+    rows = read_trajectories(write_lines(tmp_path / "a.jsonl", [row(), twice, twice]))
+    assert len(list(rows)) == 1
+    assert rows.report.defects == {"unknown_pivot": 2} and len(rows.report.findings) == 4
+    assert rows.report.table()["rows"].tolist() == [2]
+
+
 def test_statistics_are_saved_and_nothing_has_none(tmp_path: Path) -> None:
     statistics = summarize(describe([parse(GOOD)]))
     statistics.save(tmp_path / "statistics.json")

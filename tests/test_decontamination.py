@@ -180,6 +180,11 @@ def test_the_report_counts_by_rule_and_is_saved(tmp_path: Path) -> None:
         ["ngram", "minhash"],
     ]
     assert compare([], []).table().empty
+    # The most alike first: a word changed, before the whole of it in a longer text.
+    within = f"{SENTENCE} " + " ".join(f"word{n}" for n in range(30))
+    table = compare([within, SENTENCE.replace("brush", "cloth")], [SENTENCE]).table()
+    assert table["training"].tolist() == [1, 0]
+    assert table["coverage"].is_monotonic_increasing
 
 
 @pytest.mark.parametrize(
