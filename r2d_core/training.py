@@ -221,7 +221,9 @@ def _run(
     if first:
         # The record names the run that the model came from: it must not outlive that model.
         (output / "training.json").unlink(missing_ok=True)
-        if adapted is not None:
+        if adapted is None:  # nor may another run's adapter lie beside this one's model
+            shutil.rmtree(output / "adapter", ignore_errors=True)
+        else:
             with atomic_directory(output / "adapter") as directory:
                 adapted.save_pretrained(str(directory), state_dict=state)
                 tokenizer.save_pretrained(directory)

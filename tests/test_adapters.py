@@ -462,6 +462,17 @@ def test_a_model_in_bfloat16_gets_adapters_in_float32(tmp_path, new_rows):
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
 
 
+def test_no_adapter_of_another_run_stays_beside_a_model(tmp_path):
+    tokenizer = tiny_tokenizer("llama")
+    model = tiny_model("llama", tokenizer)
+    expand_vocabulary(model, tokenizer)
+    rows = examples(tokenizer, 2)
+    for lora in (settings(), None):
+        config = TrainConfig(tmp_path, max_steps=1, batch_size=2, lora=lora)
+        result = train(config, model, tokenizer, rows)
+        assert result.model_dir.is_dir() and (tmp_path / "adapter").exists() == (lora is not None)
+
+
 @pytest.mark.parametrize("new_rows", ["rows", "modules_to_save"])
 def test_a_run_that_breaks_off_leaves_the_model_as_it_was(tmp_path, monkeypatch, new_rows):
     tokenizer = tiny_tokenizer("llama")
