@@ -8,6 +8,8 @@ from typing import get_args
 
 import pytest
 import torch
+import torch.distributed as dist
+from accelerate.utils import DistributedDataParallelKwargs
 from tiny_models import GEMMAS, tiny_model, tiny_tokenizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -65,7 +67,10 @@ def test_sharing_divides_what_it_shares():
         return plan_training(LLAMA3_8B, lora, length=512, gpus=8, sharing=sharing)
 
     zero2, zero3, fsdp2, ddp = (planned(each) for each in ("zero2", "zero3", "fsdp2", "ddp"))
-    assert (ddp.weights, ddp.gradients, ddp.optimizer) == tuple(n * PARAMETERS for n in (4, 4, 8))
+    # Of the gradients, DDP's buckets hold another copy.
+    assert (ddp.weights, ddp.gradients, ddp.optimizer) == tuple(
+        n * PARAMETERS for n in (4, 2 * 4, 8)
+    )
     # DeepSpeed in bfloat16: weights and gradients of two bytes, moments and float32 weights.
     assert (zero2.weights, zero2.gradients) == (2 * PARAMETERS, 2 * PARAMETERS // 8)
     assert zero2.optimizer == zero3.optimizer == 12 * PARAMETERS // 8
@@ -79,6 +84,25 @@ def test_sharing_divides_what_it_shares():
     assert ddp.loss - lora.loss == zero3.loss - lora.loss == 4 * 128256 * 4096
     whole = plan_training(LLAMA3_8B, LoraSettings(new_rows="modules_to_save"), length=512)
     assert whole.trained == TRAINED - 2 * 8 * 4096 + 2 * 128256 * 4096
+
+
+def test_several_processes_of_ddp_hold_their_gradients_twice():
+    """PyTorch's buckets, which are sent, are not the parameters' gradients unless it is told so."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        linear = torch.nn.Linear(8, 8, bias=False)
+        told = DistributedDataParallelKwargs().to_kwargs()  # what differs from PyTorch's defaults
+        model = torch.nn.parallel.DistributedDataParallel(linear, **told)
+        model(torch.ones(1, 8)).sum().backward()
+        assert linear.weight.grad is not None and linear.weight.grad._base is None
+        assert int(model._get_ddp_logging_data()["bucket_sizes"]) == 4 * 8 * 8
+    finally:
+        dist.destroy_process_group()
+    lora = LoraSettings(new_rows="modules_to_save")
+    alone, two, four = (plan_training(LLAMA3_8B, lora, length=8, gpus=n) for n in (1, 2, 4))
+    assert alone.gradients == 4 * alone.trained
+    assert two.gradients == four.gradients == 2 * alone.gradients
+    assert two.total - alone.total == pytest.approx(1.1 * alone.gradients, abs=1)
 
 
 def test_zero3_shares_out_what_every_gpu_held_whole():
