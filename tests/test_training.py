@@ -321,6 +321,16 @@ def test_what_decides_is_in_the_name_of_a_run(tmp_path):
         for change in ({}, {"seed": 1}, {"contrast": "all"}, {"packing": True}, {"save_steps": 1})
     ]
     assert len({result.run for result in runs}) == 4 and runs[-1].run == runs[0].run
+    # With the same weights, other norms are another model; and the template is saved with it.
+    still = config(tmp_path, max_steps=1, learning_rate=0.0)
+    model.config.rms_norm_eps = 0.5
+    runs.append(train(still, model, tokenizer, rows))
+    tokenizer.chat_template += "{# another #}"
+    runs.append(train(still, model, tokenizer, rows))
+    assert len({result.run for result in runs}) == 6
+    saved = AutoTokenizer.from_pretrained(runs[-1].model_dir)
+    assert saved.chat_template == tokenizer.chat_template
+    assert train(still, model, saved, rows).run == runs[-1].run
 
 
 def interrupted(output):
