@@ -612,6 +612,27 @@ def test_sampler_visits_everything_once(lengths, window, seed, epoch, grouped):
     )
 
 
+@pytest.mark.parametrize("grouped", [False, True])
+def test_examples_are_drawn_as_the_configuration_says(tmp_path, monkeypatch, grouped):
+    model, tokenizer, _, rows = setup(n=9)
+    read = []
+    compute_loss = R2DTrainer.compute_loss
+
+    def noting(self, model, inputs, *arguments, **options):
+        widths = inputs["attention_mask"].sum(1).tolist()
+        read.extend(ids[:n] for ids, n in zip(inputs["input_ids"].tolist(), widths, strict=True))
+        return compute_loss(self, model, inputs, *arguments, **options)
+
+    monkeypatch.setattr(R2DTrainer, "compute_loss", noting)
+    size = {"batch_size": 2, "accumulation": 2, "max_steps": 2}
+    train(config(tmp_path, seed=7, group_by_length=grouped, **size), model, tokenizer, rows)
+    lengths = [len(row["input_ids"]) for row in rows]
+    order = list(WindowSampler(lengths, window=4, seed=7, group_by_length=grouped))
+    assert read == [rows[place]["input_ids"] for place in order[:8]]
+    other = WindowSampler(lengths, window=4, seed=7, group_by_length=not grouped)
+    assert list(other)[:8] != order[:8]
+
+
 def test_sampler_groups_and_mixes():
     lengths = [random.Random(i).randrange(1, 1000) for i in range(2000)]
     sampler = WindowSampler(lengths, window=20, seed=1, group_by_length=True)
@@ -658,10 +679,14 @@ def test_bad_configuration_is_named(change, message):
         ([{"input_ids": [1, 2], "labels": [1]}], r"train_rows\[0\]: .* got 2 and 1"),
         ([{"input_ids": [1, 9999], "labels": [-100, 2]}], r"train_rows\[0\] input_ids: .* 1 to 99"),
         ([{"input_ids": [1, 2], "labels": [-100, -1]}], r"train_rows\[0\] labels: .* -1 to -1"),
+        ([{"input_ids": [1, "rows"], "labels": [-100, 2]}], r"input_ids: .* 0 to \d+ \(the rows"),
     ],
 )
 def test_bad_rows_are_named(tmp_path, rows, message):
     model, tokenizer, _, _ = setup(n=1)
+    n_rows = len(model.get_input_embeddings().weight)  # one more than the last id
+    for row in rows:
+        row["input_ids"] = [n_rows if each == "rows" else each for each in row["input_ids"]]
     with pytest.raises(InputError, match=message):
         train(config(tmp_path), model, tokenizer, rows)
 
