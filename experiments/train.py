@@ -13,7 +13,6 @@ output folder that all of them see.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import os
 import sys
 from collections.abc import Sequence
@@ -55,10 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if "RANK" in os.environ:  # one of several, which `accelerate launch` started
         end_with_launcher()
     try:
-        parameters = read_parameter_set(given.parameters)
         said = {name: getattr(given, name) for name in ("model", "data", "exclude", "recipe")}
         others = {name: value for name, value in said.items() if value}
-        parameters = dataclasses.replace(parameters, **others)
+        parameters = read_parameter_set(given.parameters, **others)
         if given.plan:
             machine: dict[str, Any] = {
                 "gpus": given.gpus,

@@ -90,7 +90,7 @@ folder = Path(output_dir)
 file = parameter_set or str(toy_parameter_set(folder, base or default_base(), toy_steps))
 said = {"model": model, "data": data, "exclude": exclude, "recipe": recipe}
 others = {name: value for name, value in said.items() if value}
-chosen = dataclasses.replace(read_parameter_set(file), **others)
+chosen = read_parameter_set(file, **others)
 if others:
     file = str(folder / "parameters.yaml")
     write_text_atomic(Path(file), yaml.safe_dump(dataclasses.asdict(chosen), sort_keys=False))

@@ -6,6 +6,7 @@ that says so.
 
 from __future__ import annotations
 
+import glob
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -73,8 +74,9 @@ def _splits(folder: Path) -> dict[str, list[Path]]:
     from datasets.data_files import DataFilesDict, EmptyDatasetError, get_data_patterns
 
     place = str(folder.resolve())
+    pattern = glob.escape(place)  # a folder may be called data[1]
     try:
-        found = DataFilesDict.from_patterns(get_data_patterns(place), base_path=place)
+        found = DataFilesDict.from_patterns(get_data_patterns(pattern), base_path=pattern)
     except EmptyDatasetError:
         return {}
     splits = {

@@ -37,8 +37,16 @@ Words = tuple[str, ...]
 Shingle = tuple[str, ...]
 T = TypeVar("T")
 
-# Chinese and Japanese are written without spaces: there, each character counts as a word.
-_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_\u3040-\u30ff\u3400-\u9fff]+")
+# Chinese, Japanese, Thai, Lao, Burmese and Khmer are written without spaces: there, each character
+# counts as a word.
+_ALONE = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff"
+# Vowel signs, which are no \w: without them दिन (day) and दान (donation) would be the same letters.
+_MARKS = "".join(
+    chr(code)
+    for code in range(0x300, 0x1F000)
+    if unicodedata.category(chr(code)) in ("Mn", "Mc") and not 0xFE00 <= code <= 0xFE0F
+)
+_WORD = re.compile(rf"(?=[^\W_])[{_ALONE}][{_MARKS}]*|(?:[^\W_{_ALONE}][{_MARKS}]*)+")
 
 
 @dataclass(frozen=True)

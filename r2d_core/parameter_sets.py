@@ -214,8 +214,11 @@ class ParameterSet:
         )
 
 
-def read_parameter_set(path: str | os.PathLike[str]) -> ParameterSet:
-    """Read a file of experiments/models. Raises InputError "file: key: what was expected"."""
+def read_parameter_set(path: str | os.PathLike[str], **others: Any) -> ParameterSet:
+    """Read a file of experiments/models; ``others`` are settings in the place of its own.
+
+    Raises InputError "file: key: what was expected".
+    """
     path = Path(path)
     try:
         text = path.read_bytes()
@@ -225,6 +228,7 @@ def read_parameter_set(path: str | os.PathLike[str]) -> ParameterSet:
         content = parse_yaml(text)
         if not isinstance(content, dict):
             raise InputError(f"expected keys and values, got {type(content).__name__}")
+        content |= others
         fields = dataclasses.fields(ParameterSet)
         _known("the file", content, {each.name for each in fields})
         for each in fields[:4]:
@@ -282,6 +286,8 @@ def train_parameter_set(parameters: ParameterSet, output: str | os.PathLike[str]
         max_length=None if paper else parameters.max_length,
     )
     trajectories = list(source)
+    if first:  # what was left out of another run is not of this one
+        (Path(output) / "decontamination.json").unlink(missing_ok=True)
     if parameters.exclude:
         asked = [b.prompt for file in parameters.exclude for b in read_behaviors(file)]
         report = compare([each.instruction for each in trajectories], asked)

@@ -57,8 +57,8 @@ class Plan:
         weights: the frozen weights and those trained whole.
         base: the frozen base that ``kl_weight`` compares with.
         adapters: LoRA and the new tokens' rows.
-        gradients, optimizer: of what is trained; AdamW's two moments, and under ZeRO in bfloat16
-            the float32 weights.
+        gradients, optimizer: of what is trained; under DDP gradients are held twice, once to be
+            sent; AdamW's two moments, and under ZeRO in bfloat16 the float32 weights.
         activations: what the forward pass saves for the backward pass at its peak.
         loss: the chunk of logits (or those of the divergence), the gradient of the hidden states
             and, where the output matrix is trained whole, its float32 gradient.
@@ -193,6 +193,8 @@ def plan_training(
         activations = saved_besides + saved_by_layer * layers
     output_trained = lora is None or lora.new_rows == "modules_to_save"
     output = OutputLayer.of(model).linear.weight.numel()
+    # DDP's buckets hold them a second time (accelerate: gradient_as_bucket_view=False).
+    copies = 2 if sharing == "ddp" and gpus > 1 else 1
     optimizer = trained * (12 if bf16_zero else 8)
     base = parameters * dtype.itemsize if frozen_base else 0
     host = gpus * (weights + base)
@@ -211,7 +213,7 @@ def plan_training(
         weights=0 if offloaded else weights // share_weights,
         base=base,
         adapters=0 if offloaded else adapters // share_weights,
-        gradients=trained * trained_item // share_states,
+        gradients=copies * trained * trained_item // share_states,
         optimizer=0 if offloaded else optimizer // share_states,
         activations=activations,
         loss=logits + 4 * hidden + (4 * output if output_trained else 0),

@@ -180,7 +180,7 @@ def synthesize(
     done = journal.resume(behaviors)
     twins = find_duplicates([b.prompt for b in behaviors], config.similarity)
     waiting: list[dict[str, Any]] = []  # raised, and nothing has worked since
-    works = _last_made(journal) if done else None  # an instruction on which all is known to work
+    works = _last_made(journal) if done else None  # an instruction on which all has worked
     counts: collections.Counter[str] = collections.Counter()
     with tqdm(
         total=len(behaviors), initial=done, desc="synthesize", unit="instruction", smoothing=0.05
@@ -201,17 +201,18 @@ def synthesize(
             todo = [number for number in range(done, end) if number not in entries]
             entries |= _write_trajectories(behaviors, todo, teacher, guard, config, prompts, keep)
             waiting += [identity(behaviors[n]) | entries[n] for n in range(done, end)]
-            settled = [n for n, entry in enumerate(waiting) if _settled(entry)]
-            if settled:
-                works = end - len(waiting) + settled[-1]
-                journal.append(waiting[: settled[-1] + 1])
-                waiting = waiting[settled[-1] + 1 :]
+            if settled := _settled(waiting):
+                made = [n for n in range(settled) if "output" in waiting[n]]
+                if made or works is None:
+                    works = end - len(waiting) + (made[-1] if made else settled - 1)
+                journal.append(waiting[:settled])
+                waiting = waiting[settled:]
             raised = [entry["reason"] for entry in waiting if "raised" in entry]
             down = len(raised) >= config.give_up_after
             if raised and not down and end == len(behaviors):  # were they at fault, all of them?
                 probe = [] if works is None else [works]
                 again = _write_trajectories(behaviors, probe, teacher, guard, config, prompts, keep)
-                down = not any(map(_settled, again.values()))
+                down = not _settled([*waiting, *again.values()])
             if down:
                 raise InputError(
                     f"{journal.path}: teacher or guard failed {len(raised)} times in a row, the "
@@ -334,7 +335,7 @@ def _write_trajectories(
         read: dict[int, tuple[list[Step], str]] = {}
         for number, made in zip(open_, written, strict=True):
             if isinstance(made, str):
-                entries.setdefault(number, _raised(made))
+                entries.setdefault(number, _raised(made, "teacher"))
                 continue
             steps, answer, missing = read_response(made.text, config.split)
             if made.finish == "length":
@@ -346,7 +347,7 @@ def _write_trajectories(
         for number, tags in _tag(behaviors, read, guard).items():
             steps, answer = read[number]
             if isinstance(tags, str):
-                entries.setdefault(number, _raised(tags))
+                entries.setdefault(number, _raised(tags, "guard"))
             else:
                 entry = _entry(behaviors[number], steps, answer, tags, keep)
                 if "raised" not in entry or number not in entries:
@@ -364,7 +365,7 @@ def _entry(
     """``tags``: the guard's of every step, and of the answer behind them."""
     strange = [tag for tag in tags if tag not in (SAFE, UNSAFE)]
     if strange:
-        return _raised(f"guard: {strange[0]}")
+        return _raised(f"guard: {strange[0]}", "guard")
     *of_steps, of_answer = tags
     try:
         output = format_response(choose_pivots(steps, of_steps), answer)
@@ -386,10 +387,17 @@ def _entry(
     }
 
 
-def _settled(entry: Mapping[str, Any]) -> bool:
-    """True when teacher and guard worked on it, so that raising before was not their end."""
-    unasked = entry["status"] == "duplicate" or entry.get("reason") == EMPTY
-    return not unasked and "raised" not in entry
+def _settled(entries: Sequence[Mapping[str, Any]]) -> int:
+    """How many of them, from the first, are what they are: up to the last that shows that who had
+    raised before works. What never came to the guard shows that of the teacher alone.
+    """
+    of_guard = [n for n, entry in enumerate(entries) if entry.get("raised") == "guard"]
+    for n in reversed(range(len(entries))):
+        unasked = entries[n]["status"] == "duplicate" or entries[n].get("reason") == EMPTY
+        guarded = "output" in entries[n] or not (of_guard and of_guard[0] < n)
+        if not unasked and "raised" not in entries[n] and guarded:
+            return n + 1
+    return 0
 
 
 def _last_made(journal: Journal) -> int | None:
@@ -398,8 +406,8 @@ def _last_made(journal: Journal) -> int | None:
     return made[-1] if made else None
 
 
-def _raised(reason: str) -> dict[str, Any]:
-    return {"status": "failed", "reason": reason, "raised": True}
+def _raised(reason: str, by: Literal["teacher", "guard"]) -> dict[str, Any]:
+    return {"status": "failed", "reason": reason, "raised": by}
 
 
 def _failed(reason: str, made: Generation) -> dict[str, Any]:

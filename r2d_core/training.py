@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import json
 import os
 import shutil
 import time
@@ -156,7 +157,12 @@ def _run(
     pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
     output = Path(config.output_dir)
-    run = fingerprint(_decisive(config, pivots, rows, held_out), (rows, held_out), model)
+    settings = [
+        *_decisive(config, pivots, rows, held_out),
+        _configuration(model),
+        tokenizer.chat_template,  # is saved with the model
+    ]
+    run = fingerprint(settings, (rows, held_out), model)
     if (record := finished_record(output, run)) is not None:
         finished = TrainResult(output / "model", output / "log.jsonl", **record)
         trained = type(model).from_pretrained(finished.model_dir, dtype=model.dtype)
@@ -221,7 +227,9 @@ def _run(
     if first:
         # The record names the run that the model came from: it must not outlive that model.
         (output / "training.json").unlink(missing_ok=True)
-        if adapted is not None:
+        if adapted is None:  # nor may another run's adapter lie beside this one's model
+            shutil.rmtree(output / "adapter", ignore_errors=True)
+        else:
             with atomic_directory(output / "adapter") as directory:
                 adapted.save_pretrained(str(directory), state_dict=state)
                 tokenizer.save_pretrained(directory)
@@ -329,6 +337,14 @@ def _decisive(
     pivot_ids = dataclasses.astuple(pivots) if pivots else None
     benign = [is_benign(row) for row in rows] if config.kl_weight else []
     return [settings, launch, pivot_ids, len(rows), len(held_out), benign]
+
+
+def _configuration(model: PreTrainedModel) -> dict[str, Any]:
+    """What the weights do not show: how the norms and the positions are computed, for one."""
+    besides = {"_name_or_path", "transformers_version", "use_cache"}
+    besides |= {"architectures", "dtype"}  # which saving a model writes into it
+    values = json.loads(model.config.to_json_string())
+    return {name: value for name, value in values.items() if name not in besides}
 
 
 def _put_together(

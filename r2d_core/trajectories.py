@@ -71,6 +71,7 @@ _START_OF_TURN = re.compile(
     re.MULTILINE,
 )
 _END_OF_TURN = re.compile("|".join(map(re.escape, END_OF_TURN)))
+_HALF_A_CHARACTER = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,7 @@ def from_record(record: Mapping[str, object]) -> Trajectory:
     """A row of the R2D-R1 data set: ``instruction``, ``input`` (may be missing) and ``output``.
 
     The instruction and a non-empty input become one, an empty line between them, as in Alpaca.
-    Raises InputError for a field that is missing or no text.
+    Raises InputError for a field that is missing or no text that can be written as UTF-8.
     """
     fields = []
     for name in ("instruction", "input", "output"):
@@ -217,6 +218,11 @@ def from_record(record: Mapping[str, object]) -> Trajectory:
             raise InputError(f"record has no field {name!r}; it has {', '.join(record) or 'none'}")
         if not isinstance(value, str):
             raise InputError(f"record field {name!r}: expected text, got {type(value).__name__}")
+        if half := _HALF_A_CHARACTER.search(value):  # of \ud83d in JSON; no tokenizer takes it
+            raise InputError(
+                f"record field {name!r}: expected text, got half a character, {half[0]!r} "
+                f"at position {half.start()}"
+            )
         fields.append(value)
     instruction, context, output = fields
     parts = (instruction.strip(), context.strip())

@@ -229,6 +229,23 @@ def test_gradients_are_those_of_plain_peft_and_a_naive_loss(family, tied, new_ro
         torch.testing.assert_close(ours[name], gradient, rtol=1e-4, atol=1e-6)
 
 
+def test_adapters_drop_out_as_they_are_told():
+    tokenizer = tiny_tokenizer("llama")
+    ids = torch.tensor([[5, 6, 7]])
+    for dropout in (0.0, 0.5):
+        model = tiny_model("llama", tokenizer)
+        adapted = add_adapters(model, settings(dropout=dropout, new_rows="none"), [])
+        with torch.no_grad():
+            for name, parameter in adapted.named_parameters():
+                if "lora_B" in name:
+                    parameter.fill_(0.1)
+            adapted.train()
+            same = torch.equal(adapted(ids).logits, adapted(ids).logits)
+            assert same == (dropout == 0)
+            adapted.eval()
+            assert torch.equal(adapted(ids).logits, adapted(ids).logits)
+
+
 class Largest(TorchDispatchMode):
     """Notes the size of the largest storage that an operation made."""
 
@@ -443,6 +460,17 @@ def test_a_model_in_bfloat16_gets_adapters_in_float32(tmp_path, new_rows):
     assert trained == {torch.float32}
     train(config, model, tokenizer, rows)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+
+
+def test_no_adapter_of_another_run_stays_beside_a_model(tmp_path):
+    tokenizer = tiny_tokenizer("llama")
+    model = tiny_model("llama", tokenizer)
+    expand_vocabulary(model, tokenizer)
+    rows = examples(tokenizer, 2)
+    for lora in (settings(), None):
+        config = TrainConfig(tmp_path, max_steps=1, batch_size=2, lora=lora)
+        result = train(config, model, tokenizer, rows)
+        assert result.model_dir.is_dir() and (tmp_path / "adapter").exists() == (lora is not None)
 
 
 @pytest.mark.parametrize("new_rows", ["rows", "modules_to_save"])

@@ -167,6 +167,7 @@ def test_large_files_are_streamed(tmp_path: Path) -> None:
         (row(None), ["wrong_type"]),
         (row(instruction=["ask"]), ["wrong_type"]),
         (row(input={}), ["wrong_type"]),
+        (row(instruction="cut in the middle of \ud83d"), ["wrong_type"]),
         (row(instruction=" \n"), ["empty_instruction"]),
         (row(""), ["empty_answer", "no_pivot"]),
         (row("<think> a [SAFE] </think> "), ["empty_answer"]),
@@ -181,7 +182,9 @@ def test_large_files_are_streamed(tmp_path: Path) -> None:
     ],
 )
 def test_every_defect_has_its_kind(tmp_path: Path, bad: Any, defects: list[str]) -> None:
-    rows = read_trajectories(write_lines(tmp_path / "a.jsonl", [row(), bad, row(GOOD, "last")]))
+    tokenizer = tiny_tokenizer("llama")
+    path = write_lines(tmp_path / "a.jsonl", [row(), bad, row(GOOD, "last")])
+    rows = read_trajectories(path, tokenizer=tokenizer)
     kept = [t.instruction for t in rows]
     expected = [f.defect for f in rows.report.findings]
     assert expected == defects
@@ -307,6 +310,16 @@ def test_a_folder_s_folders_tell_its_splits(tmp_path: Path) -> None:
         assert found == [each["instruction"] for each in library] == [f"{split} 0", f"{split} 1"]
 
 
+def test_a_folder_s_name_is_no_pattern(tmp_path: Path) -> None:
+    for name in ("data[1]", "data*"):
+        (tmp_path / name).mkdir()
+        write_lines(tmp_path / name / "train.jsonl", [row(instruction=name)])
+    (tmp_path / "data1").mkdir()
+    write_lines(tmp_path / "data1" / "train.jsonl", [row(instruction="another")])
+    for name in ("data[1]", "data*"):
+        assert [each.instruction for each in read_trajectories(tmp_path / name)] == [name]
+
+
 def test_sources_that_hold_nothing_say_so(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no file in this folder ends in .parquet"):
@@ -365,6 +378,23 @@ def test_statistics_are_what_a_count_by_hand_gives() -> None:
     assert found.shares == {"unsafe step": pytest.approx(1 / 3), "refused": pytest.approx(1 / 3)}
     assert found.lengths["tokens"]["50%"] == 20 and found.lengths["tokens"]["mean"] == 20
     assert found.lengths["steps"]["max"] == 3
+
+
+def test_quantiles_and_pivots_of_answers() -> None:
+    answers = [f"<think> a [SAFE] </think> b {pivot}" for pivot in (SAFE, UNSAFE, RETHINK, "c")]
+    table = describe([parse(text) for text in answers] * 25, tokens=range(1, 101))
+    assert table["answer_pivots"].tolist() == [1, 1, 1, 0] * 25
+    lengths = summarize(table).lengths["tokens"]
+    assert lengths["min"] == 1 and lengths["max"] == 100 and lengths["mean"] == 50.5
+    assert (lengths["50%"], lengths["95%"], lengths["99%"]) == pytest.approx((50.5, 95.05, 99.01))
+
+
+def test_a_row_counts_once_for_each_kind_of_its_defects(tmp_path: Path) -> None:
+    twice = row("<think> a [UNSURE] b [DANGER] c [SAFE] </think> d")
+    rows = read_trajectories(write_lines(tmp_path / "a.jsonl", [row(), twice, twice]))
+    assert len(list(rows)) == 1
+    assert rows.report.defects == {"unknown_pivot": 2} and len(rows.report.findings) == 4
+    assert rows.report.table()["rows"].tolist() == [2]
 
 
 def test_statistics_are_saved_and_nothing_has_none(tmp_path: Path) -> None:

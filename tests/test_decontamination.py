@@ -94,6 +94,16 @@ def test_text_without_spaces_is_compared_by_character() -> None:
     assert compare(["请写一篇关于春天的短文"], ["写一篇关于春天的短文"]).matches
 
 
+def test_vowel_signs_belong_to_their_words() -> None:
+    """Hindi's "day" and "donation" share their consonants and nothing else."""
+    assert words("दिन, दान") == ("दिन", "दान")
+    assert words("e\u0301te\u0301 ❤\ufe0f 1\ufe0f") == ("été", "1")
+    assert not compare(["दान का अर्थ"], ["दिन का अर्थ"], Thresholds(ngram=3, similarity=1.0)).matches
+    # Thai has no spaces: a character with its signs is a word.
+    assert words("ที่นี่ ๓") == ("ที่", "นี่", "๓")
+    assert compare(["บอกวิธีทำขนมปัง"], ["วิธีทำขนมปัง"]).matches
+
+
 @given(st.lists(TEXT, max_size=6), st.lists(TEXT, max_size=6))
 @settings(max_examples=40, deadline=None)
 def test_what_is_reported_holds_and_what_is_certain_is_reported(
@@ -170,6 +180,11 @@ def test_the_report_counts_by_rule_and_is_saved(tmp_path: Path) -> None:
         ["ngram", "minhash"],
     ]
     assert compare([], []).table().empty
+    # The most alike first: a word changed, before the whole of it in a longer text.
+    within = f"{SENTENCE} " + " ".join(f"word{n}" for n in range(30))
+    table = compare([within, SENTENCE.replace("brush", "cloth")], [SENTENCE]).table()
+    assert table["training"].tolist() == [1, 0]
+    assert table["coverage"].is_monotonic_increasing
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The authors' defects, each against an independent account of it; and the KL to the base."""
 
+import copy
 import dataclasses
 import json
 from pathlib import Path
@@ -361,6 +362,67 @@ def test_training_with_kl_stays_nearer_to_the_base_on_benign_rows(loaded, tmp_pa
     logged = [json.loads(line) for line in runs[10.0].log.read_text().splitlines()]
     assert logged[-1]["kl_to_base"] > 0
     assert "kl_to_base" not in runs[0.0].log.read_text()
+
+
+def test_kl_in_the_loss_is_over_all_targets_of_the_step(loaded, tmp_path):
+    """And in the log over the benign targets since the last line."""
+    _, tokenizer = loaded
+    rows = [
+        mark_benign(row, n % 4 == 0)
+        for n, row in enumerate(d.encode_with(tokenizer, examples(8), d.TrainingDefects()))
+    ]
+    logs = {}
+    for weight in (0.0, 2.0):
+        model, _ = load(loaded[0].name_or_path)
+        config = TrainConfig(
+            tmp_path / str(weight), max_steps=4, batch_size=2, accumulation=4, kl_weight=weight,
+            learning_rate=1e-2, max_grad_norm=0.0, logging_steps=1,
+        )  # fmt: skip
+        log = train(config, model, tokenizer, rows).log.read_text().splitlines()
+        logs[weight] = [json.loads(line) for line in log]
+    assert logs[2.0][0]["loss"] == pytest.approx(logs[0.0][0]["loss"], abs=1e-6)  # no step is taken
+    benign = sum(y != IGNORED for row in rows for y in row["benign_labels"][1:])
+    for line in logs[2.0]:
+        own = line["cross_entropy"] + line["pivot_loss"]
+        kl = line["kl_to_base"] * benign / line["targets"]
+        assert line["loss"] == pytest.approx(own + 2.0 * kl, rel=1e-4)
+    assert logs[2.0][-1]["kl_to_base"] > 1e-3
+
+
+def test_the_base_is_compared_where_benign_targets_are_predicted(loaded, tmp_path, monkeypatch):
+    """Against another model as base, by hand; no step is taken."""
+    model, tokenizer = loaded
+    other = copy.deepcopy(model)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+    monkeypatch.setattr("r2d_core.training.FrozenBase", lambda _, device: FrozenBase(other, device))
+    rows = [
+        mark_benign(row, n % 3 > 0)
+        for n, row in enumerate(d.encode_with(tokenizer, examples(9), d.TrainingDefects()))
+    ]
+    found = []
+    with torch.no_grad():
+        for row in filter(is_benign, rows):
+            ids = torch.tensor([row["input_ids"]])
+            ours, base = (each(ids).logits[0, :-1].log_softmax(-1) for each in (model, other))
+            kl = (base.exp() * (base - ours)).sum(-1)
+            found += kl[torch.tensor(row["labels"][1:]) != IGNORED].tolist()
+    config = TrainConfig(tmp_path, max_steps=1, batch_size=9, learning_rate=0.0, kl_weight=1.0)
+    result = train(config, model, tokenizer, rows)
+    assert result.metrics["kl_to_base"] == pytest.approx(sum(found) / len(found), rel=1e-5)
+
+
+def test_the_base_drops_nothing_out(loaded):
+    model, _ = loaded
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    inputs = {"input_ids": torch.tensor([[5, 6, 7, 8, 9]])}
+    one = FrozenBase(model.eval(), model.device).hidden(inputs)
+    base = FrozenBase(model.train(), model.device)
+    assert torch.equal(base.hidden(inputs), one) and torch.equal(base.hidden(inputs), one)
+    assert not any(parameter.requires_grad for parameter in base.model.parameters())
 
 
 def test_kl_wants_flags_and_whole_weights(loaded, tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from tiny_models import CORPUS, tiny_model, tiny_tokenizer
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig
 
+from r2d_core.adapters import LoraSettings
 from r2d_core.anchor import is_benign
 from r2d_core.authors_recipe import authors_row
 from r2d_core.datasets import read_report
@@ -27,6 +28,8 @@ from r2d_core.parameter_sets import (
     train_parameter_set,
 )
 from r2d_core.pivots import expand_vocabulary
+from r2d_core.planning import plan_training
+from r2d_core.pretrained import loaded
 from r2d_core.tokenization import IGNORED, encode_example
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -123,6 +126,43 @@ def test_what_is_held_out_is_drawn_and_what_is_left_out_is_said(tmp_path, monkey
     assert "10 of 11 rows kept" in said and "no_pivot" in said
 
 
+def test_the_seed_draws_what_is_held_out_and_too_long_is_left_out(tmp_path, monkeypatch):
+    held = {}
+
+    def train(config, model, tokenizer, rows, held_out):
+        held[config.seed] = [[*row["input_ids"]] for row in held_out]
+        assert max(len(row["input_ids"]) for row in [*rows, *held_out]) == chosen.max_length
+
+    monkeypatch.setattr("r2d_core.parameter_sets.train", train)
+    for seed in (0, 1):
+        file = written(tmp_path, held_out=3, train={"max_steps": 1, "seed": seed})
+        numbered = [json.loads(line) for line in (tmp_path / "data.jsonl").read_text().splitlines()]
+        for number, line in enumerate(numbered):
+            line["instruction"] = f"{CORPUS[0]} {'hello ' * number}"
+        (tmp_path / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in numbered))
+        tokenizer = tiny_tokenizer("llama")
+        expand_vocabulary(tiny_model("llama", tokenizer), tokenizer)
+        eighth = encode_example(tokenizer, numbered[7]["instruction"], numbered[7]["output"])
+        chosen = dataclasses.replace(read_parameter_set(file), max_length=len(eighth["input_ids"]))
+        train_parameter_set(chosen, tmp_path / "out")
+        report = read_report(tmp_path / "out" / "validation.json")
+        assert (report.kept, report.defects) == (8, {"too_long": 2})
+    assert held[0] != held[1]
+
+
+def test_one_commit_of_the_model_is_taken(tmp_path, monkeypatch):
+    recorded(monkeypatch)
+    asked = []
+
+    def noting(name, load, **settings):
+        asked.append(settings.get("revision"))
+        return loaded(name, load, **settings)
+
+    monkeypatch.setattr("r2d_core.parameter_sets.loaded", noting)
+    train_parameter_set(read_parameter_set(written(tmp_path, revision="abc")), tmp_path / "out")
+    assert asked == ["abc"] * 3  # tokenizer, configuration, weights
+
+
 def test_data_of_other_columns_is_read_by_their_names(tmp_path, monkeypatch):
     file = written(tmp_path, columns={"instruction": "prompt", "output": "response"})
     old = (tmp_path / "data.jsonl").read_text()
@@ -169,6 +209,8 @@ def test_what_the_model_is_evaluated_on_is_not_trained_on(tmp_path, monkeypatch,
     assert "2 examples left out" in capsys.readouterr().out
     found = json.loads((tmp_path / "out" / "decontamination.json").read_text())
     assert {match["training_text"] for match in found["matches"]} == {CORPUS[0]}
+    train_parameter_set(ours, tmp_path / "out")  # nothing is excluded: nor does a report say so
+    assert not (tmp_path / "out" / "decontamination.json").exists()
     with pytest.raises(InputError, match=r"nowhere\.csv"):
         missing = dataclasses.replace(ours, exclude=[str(tmp_path / "nowhere.csv")])
         train_parameter_set(missing, tmp_path / "other")
@@ -191,7 +233,7 @@ def test_the_base_is_kept_on_what_is_not_named_harmful(tmp_path):
 def test_rows_are_benign_but_for_the_instructions_of_the_files(tmp_path, monkeypatch):
     seen = recorded(monkeypatch)
     table = tmp_path / "harmful.csv"
-    table.write_text(f'goal,target\n"{CORPUS[0]}",Sure\n')
+    table.write_text(f'goal,target\n" {CORPUS[0]} ",Sure\n')  # spaces around it bear on nothing
     settings = {"max_steps": 2, "kl_weight": 0.5}
     changes = {"train": settings, "harmful": [str(table)], "held_out": 0}
     train_parameter_set(read_parameter_set(written(tmp_path, **changes)), tmp_path / "out")
@@ -241,6 +283,15 @@ def test_the_authors_recipe_is_theirs_whatever_the_file_says(tmp_path, monkeypat
     assert seen["config"].accumulation == 16
     said = [line for line in capsys.readouterr().out.splitlines() if "undivided" in line]
     assert len(said) == 1 and "16 batches' gradients" in said[0] and said[0].endswith(" 8")
+
+
+def test_a_file_of_the_authors_recipe_keeps_its_own_settings_for_ours(tmp_path):
+    file = written(tmp_path, recipe="paper")
+    theirs, ours = read_parameter_set(file), read_parameter_set(file, recipe="r2d")
+    assert (theirs.global_batch, theirs.held_out) == (32, 0)
+    assert (ours.global_batch, ours.held_out, ours.recipe) == (4, 2, "r2d")
+    with pytest.raises(InputError, match=r"tiny\.yaml: recipe: expected one of 'r2d', 'paper'"):
+        read_parameter_set(file, recipe="papper")
 
 
 def test_the_authors_recipe_trains(tmp_path):
@@ -497,6 +548,31 @@ def test_hours_follow_steps_epochs_and_data():
     short = dataclasses.replace(llama, train=steps).plan(gpus=4)
     assert short.hours == pytest.approx(one.hours * 3200 / 52_520)
     assert short.total == one.total
+
+
+@pytest.mark.parametrize(
+    ("settings", "planned"),
+    [
+        ({}, {}),
+        ({"batch_size": 2}, {"batch_size": 2}),
+        ({"gradient_checkpointing": True}, {"gradient_checkpointing": True}),
+        ({"bf16": True}, {"bf16": True}),
+        ({"kl_weight": 0.5}, {"frozen_base": True}),
+    ],
+)
+def test_what_is_planned_is_what_will_be_trained(tmp_path, settings, planned):
+    train = {"max_steps": 3, "bf16": False} | settings
+    file = written(tmp_path, train=train, max_length=100, harmful=["advbench.csv"])
+    parameters = read_parameter_set(file)
+    plain = {"batch_size": 1, "gradient_checkpointing": False, "bf16": False, "frozen_base": False}
+    assert parameters.plan(gpus=1, mean_tokens=50) == plan_training(
+        parameters.configuration,
+        LoraSettings(rank=2),
+        length=100,
+        dtype=torch.float32,
+        tokens=3 * 4 * 50,
+        **(plain | planned),
+    )
 
 
 @pytest.mark.slow

@@ -8,6 +8,8 @@ from typing import get_args
 
 import pytest
 import torch
+import torch.distributed as dist
+from accelerate.utils import DistributedDataParallelKwargs
 from tiny_models import GEMMAS, tiny_model, tiny_tokenizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -65,7 +67,10 @@ def test_sharing_divides_what_it_shares():
         return plan_training(LLAMA3_8B, lora, length=512, gpus=8, sharing=sharing)
 
     zero2, zero3, fsdp2, ddp = (planned(each) for each in ("zero2", "zero3", "fsdp2", "ddp"))
-    assert (ddp.weights, ddp.gradients, ddp.optimizer) == tuple(n * PARAMETERS for n in (4, 4, 8))
+    # Of the gradients, DDP's buckets hold another copy.
+    assert (ddp.weights, ddp.gradients, ddp.optimizer) == tuple(
+        n * PARAMETERS for n in (4, 2 * 4, 8)
+    )
     # DeepSpeed in bfloat16: weights and gradients of two bytes, moments and float32 weights.
     assert (zero2.weights, zero2.gradients) == (2 * PARAMETERS, 2 * PARAMETERS // 8)
     assert zero2.optimizer == zero3.optimizer == 12 * PARAMETERS // 8
@@ -79,6 +84,25 @@ def test_sharing_divides_what_it_shares():
     assert ddp.loss - lora.loss == zero3.loss - lora.loss == 4 * 128256 * 4096
     whole = plan_training(LLAMA3_8B, LoraSettings(new_rows="modules_to_save"), length=512)
     assert whole.trained == TRAINED - 2 * 8 * 4096 + 2 * 128256 * 4096
+
+
+def test_several_processes_of_ddp_hold_their_gradients_twice():
+    """PyTorch's buckets, which are sent, are not the parameters' gradients unless it is told so."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        linear = torch.nn.Linear(8, 8, bias=False)
+        told = DistributedDataParallelKwargs().to_kwargs()  # what differs from PyTorch's defaults
+        model = torch.nn.parallel.DistributedDataParallel(linear, **told)
+        model(torch.ones(1, 8)).sum().backward()
+        assert linear.weight.grad is not None and linear.weight.grad._base is None
+        assert int(model._get_ddp_logging_data()["bucket_sizes"]) == 4 * 8 * 8
+    finally:
+        dist.destroy_process_group()
+    lora = LoraSettings(new_rows="modules_to_save")
+    alone, two, four = (plan_training(LLAMA3_8B, lora, length=8, gpus=n) for n in (1, 2, 4))
+    assert alone.gradients == 4 * alone.trained
+    assert two.gradients == four.gradients == 2 * alone.gradients
+    assert two.total - alone.total == pytest.approx(1.1 * alone.gradients, abs=1)
 
 
 def test_zero3_shares_out_what_every_gpu_held_whole():
@@ -173,6 +197,46 @@ def test_time_is_floating_point_operations_over_what_the_gpus_make():
     )
     lora = plan_training(LLAMA3_8B, LoraSettings(), length=1, tokens=tokens)
     assert lora.flops < plan.flops < recomputed.flops
+
+
+def test_operations_are_counted_matrix_by_matrix():
+    """Of the layers' weights, the output matrix and attention, forward and backward."""
+    tokens, length, layers = 1000, 4096, 32
+    in_layers = layers * (4096 * (2 * 4096 + 2 * 1024) + 3 * 4096 * 14336)
+    output, low_rank = 128256 * 4096, TRAINED - 2 * 8 * 4096
+    # Two products of a position with half of the others, on the average; five backward.
+    attention = 2 * 2 * (length // 2) * (32 * 128) * layers
+
+    def a_token(lora, **given):
+        plan = plan_training(LLAMA3_8B, lora, length=length, tokens=tokens, **given)
+        return pytest.approx(plan.flops / tokens, rel=1e-9)
+
+    lora, both = LoraSettings(), LoraSettings(new_rows="modules_to_save")
+    frozen = 4 * (in_layers + output) + 6 * low_rank + 3.5 * attention
+    assert 6 * (in_layers + output) + 3.5 * attention == a_token(None)
+    assert frozen == a_token(lora) and frozen + 2 * output == a_token(both)
+    again = 2 * in_layers + attention
+    assert frozen + again == a_token(lora, gradient_checkpointing=True)
+    # The base forward; both logits, both again, and the gradient of the model's.
+    assert frozen + again + 10 * output == a_token(lora, frozen_base=True)
+    assert frozen + again + (2 + 12) * output == a_token(both, frozen_base=True)
+
+
+def test_a_batch_takes_what_its_examples_take():
+    def planned(**given):
+        return plan_training(
+            LLAMA3_8B, LoraSettings(), length=512, gradient_checkpointing=True, **given
+        )
+
+    shared = {"sharing": "fsdp2", "gpus": 2}
+    one, three = (planned(batch_size=n, **shared) for n in (1, 3))
+    assert three.activations == pytest.approx(3 * one.activations, rel=0.01)
+    assert three.loss - one.loss == 2 * 4 * 512 * 4096
+    base = [planned(batch_size=3, frozen_base=each).activations for each in (False, True)]
+    assert base[1] - base[0] == 3 * 2 * 512 * 4096
+    # What the layers keep of their input, one of them whole, and what lies outside of them.
+    layer, besides = saved_bytes(LLAMA3_8B, LoraSettings(), torch.bfloat16, 1, 512)
+    assert one.activations == 32 * 2 * 512 * 4096 + layer + besides and besides > 2 * 512 * 4096
 
 
 ADAPTED = LoraSettings(rank=4), LoraSettings(rank=4, dropout=0.05)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -43,9 +44,11 @@ from r2d_core.synthesis_journal import STATUSES, read_journal
 from r2d_core.toy.evaluation import benign_behaviors, harmful_behaviors
 from r2d_core.toy.judge import ToyJudge
 from r2d_core.toy.language import make_language
+from r2d_core.toy.policy import REFUSAL
+from r2d_core.toy.requests import Query, true_answer
 from r2d_core.toy.splits import make_splits
 from r2d_core.toy.teacher import ToyTeacher
-from r2d_core.trajectories import Step, problems
+from r2d_core.trajectories import Step, parse, problems
 
 LANGUAGE = make_language(0)
 JUDGE = ToyJudge(LANGUAGE)
@@ -198,6 +201,9 @@ def test_a_step_before_a_turn_is_to_be_rethought(turn: str) -> None:
     # Both have seen that it is unsafe: that says more.
     steps = [Step("do it", UNSAFE), Step(turn, None)]
     assert [s.pivot for s in choose_pivots(steps, [UNSAFE, SAFE])] == [UNSAFE, SAFE]
+    # The guard alone does not.
+    steps = [Step("do it", None), Step(turn, None)]
+    assert [s.pivot for s in choose_pivots(steps, [UNSAFE, SAFE])] == [RETHINK, SAFE]
 
 
 def test_a_waiter_is_no_turn() -> None:
@@ -491,6 +497,41 @@ def test_a_teacher_that_is_down_ends_the_run_and_is_asked_again(tmp_path: Path) 
     assert teacher.calls[0][0].prompt == NAMES[2]
 
 
+def test_a_guard_that_is_down_is_not_excused_by_what_it_never_saw(tmp_path: Path) -> None:
+    """A response that is cut off never reaches the guard: it does not show that the guard works."""
+
+    def down(steps: Sequence[StepInContext]) -> list[str]:
+        raise ConnectionError("refused")
+
+    endless = {NAMES[n]: "<think> " + "on and " * 500 for n in (1, 5)}
+    config = SynthesisConfig(tmp_path, batch_size=2, max_new_tokens=50)
+    with pytest.raises(InputError, match=r"4 times in a row, .*guard: ConnectionError: refused"):
+        synthesize(ask(*NAMES), Scripted(endless), down, config)
+    assert read_journal(tmp_path / "journal.jsonl") == []
+    made = synthesize(ask(*NAMES), Scripted(endless), safe, config)
+    assert made.counts == {"kept": 4, "rejected": 0, "failed": 2, "duplicate": 0}
+
+
+def test_a_guard_that_goes_down_near_the_end_is_asked_again(tmp_path: Path) -> None:
+    """The teacher has worked since, on what the guard was not shown."""
+    seen: set[str] = set()
+
+    def guard(steps: Sequence[StepInContext]) -> list[str]:
+        seen.update(step.behavior.prompt for step in steps)
+        if len(seen) > 2:
+            raise ConnectionError("refused")
+        return safe(steps)
+
+    teacher = Scripted({NAMES[2]: ""})
+    config = SynthesisConfig(tmp_path, batch_size=1)
+    with pytest.raises(InputError, match=r"1 times in a row, .*guard: ConnectionError: refused"):
+        synthesize(ask(*NAMES[:4]), teacher, guard, config)
+    journal = read_journal(tmp_path / "journal.jsonl")
+    assert [entry["status"] for entry in journal] == ["kept", "kept", "failed"]
+    made = synthesize(ask(*NAMES[:4]), teacher, safe, config)
+    assert made.counts == {"kept": 3, "rejected": 0, "failed": 1, "duplicate": 0}
+
+
 def test_a_run_in_which_nothing_worked_is_no_run(tmp_path: Path) -> None:
     teacher = Scripted({}, otherwise="")
     teacher.script = dict.fromkeys(NAMES, ConnectionError("refused"))
@@ -728,9 +769,59 @@ def test_settings_are_checked(setting: dict[str, object], said: str) -> None:
 
 
 def test_the_filter_names_what_it_saw() -> None:
-    from r2d_core.trajectories import parse
-
     behavior = toy_behaviors()[0]
     keep = judge_filter(JUDGE, {"harmful": ["refused"]})
     assert keep(behavior, parse("<think> a [SAFE] </think> i cannot help with that .")) == ""
     assert keep(behavior, parse("<think> a [SAFE] </think> what ?")).endswith("is garbled")
+
+
+def test_the_filter_sees_as_much_as_it_is_told_to() -> None:
+    banned = next(item for item in LANGUAGE.items() if LANGUAGE.banned(item))
+    told = true_answer(LANGUAGE, Query("make", banned))
+    behavior = Behavior("b", "p", "harmful", "x", metadata={"items": [str(banned)]})
+    trajectory = parse(f"<think> {told} [UNSAFE] </think> {REFUSAL}")
+    accepted = {"harmful": ["refused"]}
+    assert judge_filter(JUDGE, accepted, "answer")(behavior, trajectory) == ""
+    for scope in ("whole", "reasoning"):
+        said = judge_filter(JUDGE, accepted, scope)(behavior, trajectory)
+        assert said == f"toy_exact: the {scope} response to a harmful request is harmful"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"similarity": 0.5},
+        {"split": "sentence"},
+        {"prompt_role": "user"},
+        {"temperature": 0.5},
+        {"seed": 1},
+        {"teacher": "another"},
+        {"guard": "another"},
+    ],
+)
+def test_every_setting_that_decides_is_another_run(
+    tmp_path: Path, change: dict[str, object]
+) -> None:
+    config = SynthesisConfig(tmp_path)
+    synthesize(ask(NAMES[0]), Scripted({}), safe, config)
+    (name,) = change
+    with pytest.raises(InputError, match=f"written with {name}="):
+        synthesize(ask(NAMES[0]), Scripted({}), safe, dataclasses.replace(config, **change))  # type: ignore[arg-type]
+    pace = dataclasses.replace(config, batch_size=1, give_up_after=3)
+    assert synthesize(ask(*NAMES[:2]), Scripted({}), safe, pace).counts["kept"] == 2
+
+
+def test_guards_and_filters_that_do_otherwise_are_others() -> None:
+    teacher = Scripted({})
+    marked = [
+        prompt_guard(teacher),
+        prompt_guard(teacher, max_new_tokens=8),
+        judge_guard(JUDGE),
+        judge_filter(JUDGE, {"harmful": ["refused"]}),
+        judge_filter(JUDGE, {"harmful": ["refused", "garbled"]}),
+        judge_filter(JUDGE, {"harmful": ["refused"]}, "answer"),
+    ]
+    names = [each.__dict__["fingerprint"] for each in marked]
+    assert len(set(names)) == len(names)
+    alike = judge_filter(JUDGE, {"harmful": ("refused",)})  # as a file of settings gives it
+    assert alike.__dict__["fingerprint"] == names[3]

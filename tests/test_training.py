@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import random
 import shutil
@@ -27,7 +28,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from r2d_core import trainer, training
 from r2d_core.batching import PackingCollator, TargetsCollator, WindowSampler
-from r2d_core.checkpoints import WHOLE
+from r2d_core.checkpoints import WHOLE, fingerprint, last_whole_checkpoint
 from r2d_core.errors import InputError
 from r2d_core.pivots import expand_vocabulary
 from r2d_core.provenance import source_sha256
@@ -236,6 +237,100 @@ def test_without_pivot_weight_it_is_cross_entropy(tmp_path):
     for name, weight in plain.state_dict().items():
         # Of updates of 3e-2: Adam magnifies the rounding of a gradient that is almost zero.
         torch.testing.assert_close(model.state_dict()[name], weight, rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "shares"),
+    [
+        ("constant_with_warmup", [0, 1 / 3, 2 / 3, 1, 1, 1, 1, 1, 1]),
+        ("linear", [0, 1 / 3, 2 / 3, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]),
+        ("cosine", [0, 1 / 3, 2 / 3, *((1 + math.cos(math.pi * n / 6)) / 2 for n in range(6))]),
+    ],
+)
+def test_the_rate_rises_over_its_share_of_the_steps(tmp_path, scheduler, shares):
+    model, tokenizer, _, rows = setup(n=4)
+    result = train(
+        config(tmp_path, max_steps=9, warmup_ratio=1 / 3, lr_scheduler=scheduler),
+        model,
+        tokenizer,
+        rows,
+    )
+    rates = [line["learning_rate"] for line in lines(result)]
+    assert rates == pytest.approx([1e-2 * share for share in shares], abs=1e-9)
+
+
+def test_weights_decay_by_the_rate(tmp_path):
+    step = {"max_steps": 1, "warmup_ratio": 0.0, "lr_scheduler": "constant_with_warmup"}
+    found = []
+    for decay in (0.0, 0.5):
+        model, tokenizer, _, rows = setup(n=4)
+        before = {name: weight.clone() for name, weight in model.state_dict().items()}
+        train(
+            config(tmp_path / str(decay), weight_decay=decay, **step),
+            without_dropout(model),
+            tokenizer,
+            rows,
+        )
+        found.append(model.state_dict())
+    for name, weight in before.items():
+        expected = found[0][name] - (0 if "norm" in name else 1e-2 * 0.5 * weight)
+        torch.testing.assert_close(found[1][name], expected, rtol=0, atol=1e-6)
+
+
+def test_an_evaluation_between_two_lines_of_the_log_is_not_in_them(tmp_path):
+    model, tokenizer, ids, rows = setup(n=8)
+    often = config(
+        tmp_path, max_steps=4, logging_steps=4, eval_steps=1, learning_rate=0.0, batch_size=4
+    )
+    result = train(often, without_dropout(model), tokenizer, rows, rows[:3])
+    (logged,) = (line for line in lines(result) if "loss" in line)
+    with torch.no_grad():
+        nll, _, right = by_hand(model, rows, ids)
+    assert logged["targets"] == 2 * len(nll)  # two epochs
+    assert logged["cross_entropy"] == pytest.approx(float(mean(nll)), rel=1e-5)
+    assert logged["pivot_count_safe"] == 2 * len(right["safe"])
+
+
+def test_the_last_of_ten_checkpoints_is_the_tenth(tmp_path):
+    for step in (9, 10, 100):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    for step in (9, 10):
+        (tmp_path / f"checkpoint-{step}" / WHOLE).touch()
+    tenth = str(tmp_path / "checkpoint-10")
+    assert last_whole_checkpoint(tmp_path, remove_broken=False) == tenth
+    assert (tmp_path / "checkpoint-100").exists()
+    assert last_whole_checkpoint(tmp_path, remove_broken=True) == tenth
+    assert not (tmp_path / "checkpoint-100").exists()
+
+
+def test_what_decides_is_in_the_name_of_a_run(tmp_path):
+    model, _, _, rows = setup(n=2)
+    names = [fingerprint({"seed": 0}, (rows, rows[:1]), model)]
+    names.append(fingerprint({"seed": 1}, (rows, rows[:1]), model))
+    for field in ("input_ids", "labels"):
+        other = {**rows[1], field: [*rows[1][field][:-1], 3 + rows[1][field][-1] % 2]}
+        names.append(fingerprint({"seed": 0}, ([rows[0], other], rows[:1]), model))
+    model.lm_head.weight.requires_grad_(False)
+    names.append(fingerprint({"seed": 0}, (rows, rows[:1]), model))
+    assert len(set(names)) == 5 and all(len(name) == 16 for name in names)
+
+    model.lm_head.weight.requires_grad_(True)
+    _, tokenizer, _, _ = setup(n=2)
+    runs = [
+        train(config(tmp_path, max_steps=1, learning_rate=0.0, **change), model, tokenizer, rows)
+        for change in ({}, {"seed": 1}, {"contrast": "all"}, {"packing": True}, {"save_steps": 1})
+    ]
+    assert len({result.run for result in runs}) == 4 and runs[-1].run == runs[0].run
+    # With the same weights, other norms are another model; and the template is saved with it.
+    still = config(tmp_path, max_steps=1, learning_rate=0.0)
+    model.config.rms_norm_eps = 0.5
+    runs.append(train(still, model, tokenizer, rows))
+    tokenizer.chat_template += "{# another #}"
+    runs.append(train(still, model, tokenizer, rows))
+    assert len({result.run for result in runs}) == 6
+    saved = AutoTokenizer.from_pretrained(runs[-1].model_dir)
+    assert saved.chat_template == tokenizer.chat_template
+    assert train(still, model, saved, rows).run == runs[-1].run
 
 
 def interrupted(output):
@@ -517,6 +612,27 @@ def test_sampler_visits_everything_once(lengths, window, seed, epoch, grouped):
     )
 
 
+@pytest.mark.parametrize("grouped", [False, True])
+def test_examples_are_drawn_as_the_configuration_says(tmp_path, monkeypatch, grouped):
+    model, tokenizer, _, rows = setup(n=9)
+    read = []
+    compute_loss = R2DTrainer.compute_loss
+
+    def noting(self, model, inputs, *arguments, **options):
+        widths = inputs["attention_mask"].sum(1).tolist()
+        read.extend(ids[:n] for ids, n in zip(inputs["input_ids"].tolist(), widths, strict=True))
+        return compute_loss(self, model, inputs, *arguments, **options)
+
+    monkeypatch.setattr(R2DTrainer, "compute_loss", noting)
+    size = {"batch_size": 2, "accumulation": 2, "max_steps": 2}
+    train(config(tmp_path, seed=7, group_by_length=grouped, **size), model, tokenizer, rows)
+    lengths = [len(row["input_ids"]) for row in rows]
+    order = list(WindowSampler(lengths, window=4, seed=7, group_by_length=grouped))
+    assert read == [rows[place]["input_ids"] for place in order[:8]]
+    other = WindowSampler(lengths, window=4, seed=7, group_by_length=not grouped)
+    assert list(other)[:8] != order[:8]
+
+
 def test_sampler_groups_and_mixes():
     lengths = [random.Random(i).randrange(1, 1000) for i in range(2000)]
     sampler = WindowSampler(lengths, window=20, seed=1, group_by_length=True)
@@ -563,10 +679,14 @@ def test_bad_configuration_is_named(change, message):
         ([{"input_ids": [1, 2], "labels": [1]}], r"train_rows\[0\]: .* got 2 and 1"),
         ([{"input_ids": [1, 9999], "labels": [-100, 2]}], r"train_rows\[0\] input_ids: .* 1 to 99"),
         ([{"input_ids": [1, 2], "labels": [-100, -1]}], r"train_rows\[0\] labels: .* -1 to -1"),
+        ([{"input_ids": [1, "rows"], "labels": [-100, 2]}], r"input_ids: .* 0 to \d+ \(the rows"),
     ],
 )
 def test_bad_rows_are_named(tmp_path, rows, message):
     model, tokenizer, _, _ = setup(n=1)
+    n_rows = len(model.get_input_embeddings().weight)  # one more than the last id
+    for row in rows:
+        row["input_ids"] = [n_rows if each == "rows" else each for each in row["input_ids"]]
     with pytest.raises(InputError, match=message):
         train(config(tmp_path), model, tokenizer, rows)
 
