@@ -31,6 +31,7 @@ EXPERIMENTS = {
     "longer": "the same, 800 steps",
     "interjections": "the same, 200 steps, with interjections",
     "languages": "{doc}`Six languages <six_languages>`: 800 steps, with interjections",
+    "languages_again": "the same, a second run",
 }
 """The published experiments by their folders, in the order in which one leads to the next."""
 KNOWN = "answered exactly, known topics"

@@ -42,6 +42,7 @@ import yaml
 sys.path.insert(0, str(Path(__file__).parent))
 import beside_full
 import paper_tables
+import run_twice
 from publish import cells
 
 from r2d_core.errors import InputError
@@ -363,7 +364,7 @@ def _stage_generated(root: Path, results: Path, target: Path) -> None:
     kept = {root / "book" / "full", *(grid.parent for grid in (root / "book").glob("*/grid.yaml"))}
     for folder in sorted(kept):
         parts |= _published(folder)
-    parts |= beside_full.parts(root / "book")
+    parts |= beside_full.parts(root / "book") | run_twice.parts(root / "book")
     for file, text in parts.items():
         write_text_atomic(target / file, text + "\n")
 

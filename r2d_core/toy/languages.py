@@ -111,7 +111,7 @@ def in_words(table: pd.DataFrame, reference: str = REFERENCE) -> str:
                 )
                 told.setdefault(said, []).append(_cell(row))
             else:
-                left.append(f"{_title(row['outcome'])} {_difference(row)}")
+                left.append(f"{outcome_name(row['outcome'])} {in_points(row)}")
         parts = [f"{said} {listed(cells)}" for said, cells in told.items()]
         if left:
             parts.append(f"not borne out: {listed(left)}")
@@ -126,9 +126,9 @@ def every_difference(table: pd.DataFrame, reference: str = REFERENCE) -> str:
     heads = ["", "", "first", "second", "difference", "refused", "languages", "p", "p (Holm)",
              "p (Holm, all)"]  # fmt: skip
     rows = [
-        [f"{TITLES[reference]} against {TITLES[str(row['method'])]}", _title(row["outcome"])]
+        [f"{TITLES[reference]} against {TITLES[str(row['method'])]}", outcome_name(row["outcome"])]
         + [f"{row[side]:.0%}" for side in _SIDES[:2]]
-        + [_difference(row).replace(" ", "\N{NO-BREAK SPACE}")]
+        + [in_points(row).replace(" ", "\N{NO-BREAK SPACE}")]
         + [
             "" if row["outcome"] in HARMLESS
             else f"{row['reference_refused']:.0%}, {row['other_refused']:.0%}"
@@ -140,7 +140,8 @@ def every_difference(table: pd.DataFrame, reference: str = REFERENCE) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in [heads, ["---"] * len(heads), *rows])
 
 
-def _title(outcome: str) -> str:
+def outcome_name(outcome: str) -> str:
+    """How an outcome of `over_languages` is called in a table."""
     return outcome if outcome in HARMLESS else attack_title(outcome)
 
 
@@ -150,7 +151,7 @@ def _cell(row: dict[Hashable, Any]) -> str:
         title = f"**{title}**"
     alike = row["lower"] if row["difference"] < 0 else row["higher"]
     cell = (
-        f"{row['reference']:.0%} against {row['other']:.0%}: {_difference(row)}, "
+        f"{row['reference']:.0%} against {row['other']:.0%}: {in_points(row)}, "
         f"{alike} of {row['languages']}"
     )
     if row["outcome"] not in HARMLESS:
@@ -158,7 +159,8 @@ def _cell(row: dict[Hashable, Any]) -> str:
     return f"{title} ({cell})"
 
 
-def _difference(row: dict[Hashable, Any]) -> str:
+def in_points(row: dict[Hashable, Any]) -> str:
+    """The difference of a row of `over_languages` with its interval, in points: "-6 [-10, -2]"."""
     mean, low, high = (f"{round(100 * row[end]):+d}" for end in ("difference", "low", "high"))
     return f"{mean} [{low}, {high}]"
 
