@@ -167,7 +167,8 @@ def test_an_attack_uses_nothing_but_what_it_says(name: str, target: Target, file
     attack = make_attack(name, **SMALL.get(name, {}), **files.get(name, {}))
     uses = set(attack.uses)
     fields = {each.name for each in dataclasses.fields(Target)}
-    assert uses <= {*fields, *KNOWN, "material", "seed", "prefill"}
+    assert uses <= {*fields, *KNOWN, "material", "seed", "prefill", "behaviors"}
+    assert ("behaviors" in uses) == (name in ("gcg_multi", "gcg_transfer"))
     others: dict[str, Any] = {
         "generator": Broken("raises"), "judge": None, "attacker": None, "surrogates": (),
         "model": None, "tokenizer": None,
