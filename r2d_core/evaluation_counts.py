@@ -107,8 +107,8 @@ def spending(completions: Sequence[Completion]) -> pd.DataFrame:
     and its n, the behaviors. What is no answer has no tokens, what is no prompt no queries either,
     and a suite's file may say neither (HarmBench's): that is in no mean, and where nothing is left
     it is None. Counted are answers "cut off", "no answer" (the model raised, or a provider's filter
-    withheld it), "no prompt",
-    and "left out": further test cases of a behavior that a transferred attack did not put.
+    withheld it), "no prompt", and "left out": further test cases of a behavior that a transferred
+    attack did not put.
     """
     rows = []
     for attack in dict.fromkeys(completion.attack for completion in completions):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -40,9 +40,6 @@ class Results:
     benign: pd.DataFrame
     runs: dict[str, dict[tuple[int, int], Measurement]]
     training: pd.DataFrame
-    _compared: dict[str, pd.DataFrame] = field(
-        init=False, repr=False, compare=False, default_factory=dict
-    )
 
     @cached_property
     def methods(self) -> list[str]:
@@ -98,11 +95,6 @@ class Results:
         """
         if reference not in self.methods:
             raise InputError(f"the experiment has no method {reference!r}; it has {self.methods}")
-        if reference not in self._compared:  # half a minute, for several languages
-            self._compared[reference] = self._tests(reference)
-        return self._compared[reference].copy()
-
-    def _tests(self, reference: str) -> pd.DataFrame:
         tables = [paired_tests(self.attacks, reference)]
         for name, label, rows in self.harmless():
             if reference in set(rows["method"]):
