@@ -295,30 +295,31 @@ def timed(call: Callable[[], Any], device: str) -> float:
     return time.perf_counter() - begin
 
 
-def pivot_term(case: Case, losses: dict[str, Loss], device: str, pairs: int) -> dict[str, Any]:
-    """What the contrast costs: our time with pivots over that without, pair by pair.
+def in_pairs(
+    case: Case, name: str, over: str, losses: dict[str, Loss], device: str, pairs: int
+) -> dict[str, Any]:
+    """The time of one loss over that of another, pair by pair.
 
-    A pair is with, without, without, with, one after the other, so that a clock that drifts slows
-    both alike; the median of the pairs' ratios, and its 95% bootstrap interval. A hundredth cannot
-    be told from chance by medians of a few calls that others came between.
+    A pair is one, other, other, one, one after the other, so that a clock that drifts slows both
+    alike; the median of the pairs' ratios, and its 95% bootstrap interval. A hundredth cannot be
+    told from chance by medians of a few calls that others came between.
     """
     inputs = case.inputs(device)
-    own = "triton" if "triton" in losses else "chunked"
-    with_, without = (
-        partial(backward, losses[name], *inputs, case.mode) for name in (own, "without contrast")
-    )
+    one, other = (partial(backward, losses[each], *inputs, case.mode) for each in (name, over))
     begin = time.perf_counter()
     while time.perf_counter() - begin < 10 * WARM_S:
-        with_(), without()
+        one(), other()
     ratios = []
-    for _ in tqdm(range(pairs), desc="pivot term", unit="pair"):
-        first, second, third, fourth = (timed(c, device) for c in (with_, without, without, with_))
+    for _ in tqdm(range(pairs), desc=f"{name} over {over}", unit="pair"):
+        first, second, third, fourth = (timed(call, device) for call in (one, other, other, one))
         ratios.append((first + fourth) / (second + third))
     interval = bootstrap(
         (ratios,), statistics.median, vectorized=False, method="percentile", rng=0
     ).confidence_interval
     return {
         **asdict(case),
+        "loss": name,
+        "over": over,
         "pairs": pairs,
         "ratio": statistics.median(ratios),
         "interval": [float(interval.low), float(interval.high)],
@@ -477,7 +478,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--pairs", type=int, default=40, help="of calls, for the pivot term's cost")
+    parser.add_argument(
+        "--pairs",
+        type=int,
+        default=40,
+        help="of calls, for the pivot term's cost; a third as many of each case beside QuACK",
+    )
     parser.add_argument("--quick", action="store_true", help="small sizes")
     parser.add_argument("--out", type=Path, help="JSON file; default benchmarks/results/…")
     parser.add_argument(
@@ -500,7 +506,12 @@ def main() -> None:
         wrong += errors(replace(small, dtype=dtype, ignored=0.3), losses, device)
     for case in tqdm(grid(device, arguments.quick), desc="loss", unit="case"):
         rows += measure(case, losses, device, arguments.rounds)
-    contrast = pivot_term(grid(device, arguments.quick)[0], losses, device, arguments.pairs)
+    paired = partial(in_pairs, over="without contrast", losses=losses, device=device)
+    own = "triton" if "triton" in losses else "chunked"
+    contrast = paired(grid(device, arguments.quick)[0], own, pairs=arguments.pairs)
+    # The one peer that is as fast as ours, but for hundredths.
+    cases = grid(device, arguments.quick) if "QuACK" in losses else []
+    beside = [paired(case, "QuACK", pairs=-(-arguments.pairs // 3)) for case in cases]
     read = reading(grid(device, arguments.quick)[0], device, arguments.rounds)
 
     for name in ("trl", "liger-kernel", "cut-cross-entropy", "quack-kernels"):
@@ -520,6 +531,7 @@ def main() -> None:
             "errors": wrong,
             "reading": read,
             "pivot_term": contrast,
+            "beside_quack": beside,
             "absent": absent,
             "peers": peers,
             "provenance": provenance(settings, [0], started),
@@ -528,6 +540,7 @@ def main() -> None:
     pd.set_option("display.width", 160, "display.max_rows", None)
     table = pd.DataFrame(rows).drop(columns=["spread"])
     print(table.to_string(index=False, float_format=lambda x: f"{x:.3g}"))
+    print(pd.DataFrame([contrast, *beside]).to_string(index=False))
     print(pd.DataFrame(read).drop(columns=["spread"]).to_string(index=False))
     print(pd.DataFrame(wrong).to_string(index=False, float_format=lambda x: f"{x:.2e}"))
     for name, why in absent.items():

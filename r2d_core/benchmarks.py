@@ -140,8 +140,8 @@ def loss_aims(run: dict[str, Any]) -> pd.DataFrame:
             ("half of the targets ignored", of_first[of_first["ignored"] == 0.5]),
             ("any other size", other_sizes),
         ):
-            ratio, name = _closest_rival(cases)
-            least.append((f"time of the fastest other, {name}{what}, over ours", 1.0, ratio))
+            ratio, name = _closest_rival(cases, run.get("beside_quack", []))
+            least.append((f"time of the fastest other, {what}{name}, over ours", 1.0, ratio))
     else:
         most += [
             ("time, all gradients, of the authors'", 0.65, of("to_authors")),
@@ -170,18 +170,24 @@ def _is_rival(loss: str) -> bool:
     return loss in PEERS or loss.startswith("torch")
 
 
-def _closest_rival(cases: pd.DataFrame) -> tuple[float, str]:
-    """The least time of another fused loss over ours on the same work, and whose; nan and nobody's
-    where there are none.
+def _closest_rival(cases: pd.DataFrame, paired: Sequence[dict[str, Any]]) -> tuple[float, str]:
+    """The least time of another fused loss over ours on the same work, and whose and where; nan
+    and nobody's where there are none. Where they were ``paired``, by the pairs.
     """
     keys = ["n", "v", "mode", "ignored"]
     ours = cases[cases["loss"] == "without contrast"].set_index(keys)["seconds"]
-    rivals = cases[cases["loss"].map(_is_rival)].set_index(keys)
-    over = (rivals["seconds"] / ours.reindex(rivals.index)).to_numpy()
-    if not len(over) or bool(pd.isna(over).any()):
+    found = []
+    for row in cases[cases["loss"].map(_is_rival)].to_dict("records"):
+        case = tuple(row[key] for key in keys)
+        ratio, interval = row["seconds"] / ours.get(case, math.nan), ""
+        for pairs in paired:
+            if row["loss"] == pairs["loss"] and case == tuple(pairs[key] for key in keys):
+                ratio = pairs["ratio"]
+                interval = " ({:.3f} to {:.3f})".format(*pairs["interval"])
+        found.append((ratio, f", {row['loss']}, N={row['n']:,} V={row['v']:,}{interval}"))
+    if not found or any(math.isnan(ratio) for ratio, _ in found):
         return math.nan, ""
-    closest = int(over.argmin())
-    return float(over[closest]), f"{rivals['loss'].iloc[closest]}, "
+    return min(found)
 
 
 def plans(runs: Sequence[dict[str, Any]]) -> pd.DataFrame:

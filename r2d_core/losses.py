@@ -7,7 +7,9 @@ contrastive *preference* optimization.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from numbers import Real
 from typing import Literal, get_args
@@ -66,6 +68,7 @@ class R2DLoss:
         return self.correct / self.counts
 
 
+@torch.compiler.disable  # as it is, in a compiled caller: its shapes depend on the targets
 def r2d_loss(
     hidden: Tensor,
     weight: Tensor,
@@ -118,26 +121,27 @@ def r2d_loss(
     that has it, else "chunked", which runs on CPUs and GPUs of CUDA. `torch.compile` breaks its
     graph at a call (there is no ``fullgraph``).
 
-    The device is waited for once, before the first product: to learn whether the targets are ids
-    and how many are not ignored; and once more for rows. Targets and rows that lie on the CPU are
-    not waited for.
+    The device is waited for before the first product, to learn how many targets are not ignored,
+    and for rows; and with "triton" once more when it has been given all of the forward pass, until
+    the first product is done, to learn whether the targets are ids. Targets and rows that lie on
+    the CPU are not waited for.
 
     Raises InputError for wrong shapes, dtypes, devices, ids, numbers and names, and for numbers
     as denominators that are less than what this call counts; NotImplementedError for an ``impl``
     that cannot run where the tensors are, and in a backward pass that is to be differentiated
     (``create_graph``) for the two that cannot.
     """
-    for name, value, annotation in (
-        ("pivot_weight", pivot_weight, float),
-        ("pivot_ce_weight", pivot_ce_weight, float),
+    for name, number in (("pivot_weight", pivot_weight), ("pivot_ce_weight", pivot_ce_weight)):
+        if problem := mismatch(number, float):
+            raise InputError(f"{name}: {problem}")
+        if not math.isfinite(number):
+            raise InputError(f"{name}: expected a finite number, got {number!r}")
+    for name, choice, choices in (
         ("contrast", contrast, Contrast),
         ("weight_grad", weight_grad, WeightGrad),
     ):
-        if problem := mismatch(value, annotation):
+        if problem := mismatch(choice, choices):
             raise InputError(f"{name}: {problem}")
-    for name, number in (("pivot_weight", pivot_weight), ("pivot_ce_weight", pivot_ce_weight)):
-        if not math.isfinite(number):
-            raise InputError(f"{name}: expected a finite number, got {number!r}")
     if impl not in get_args(Impl):
         raise InputError(unknown("impl", impl, get_args(Impl)))
     check_softcap(softcap)
@@ -149,37 +153,110 @@ def r2d_loss(
     check_linear(hidden, weight, autocast=autocast)
     if impl == "auto":
         impl = "triton" if hidden.is_cuda and triton_available(hidden.device) else "chunked"
+    _check_targets(targets, hidden)
+    behind = impl == "triton" and targets.device == hidden.device
+    # A GPU counts while the rest is looked at.
+    ignored = (targets == IGNORED).sum() if behind else None
     ids = None if pivots is None else _pivot_ids(pivots, weight.shape[0])
-    counted, (n_valid, *by_class) = _check_targets(targets, hidden, weight, ids, impl)
-    targets = _moved(targets, hidden.device)
     rows = _check_rows(rows, row_values, weight_grad, weight)
+    items = _denominator("n_items", n_items, [], hidden.device)
+    by_class = _denominator("class_counts", class_counts, [3], hidden.device)
+    counts = _Counts(targets, ids, weight.shape[0], hidden.device)
+    if ignored is None:
+        counts.make(torch_counts)
+        n_valid = counts.checked(items, by_class)
+    else:
+        n_valid = len(targets) - int(ignored)
 
-    with torch.autocast(device, enabled=False):
+    def denominators() -> tuple[Denominator, Denominator]:
+        if behind:
+            counts.make(triton_counts)
+        return (
+            counts.made[0].clamp(min=1) if items is None else items,
+            counts.made[1:4].clamp(min=1) if by_class is None else by_class,
+        )
+
+    with torch.autocast(device, enabled=False) if autocast else nullcontext():
         result = KERNELS[impl](
             hidden,
             weight,
-            targets,
+            _moved(targets, hidden.device),
             ids,
             pivot_weight=pivot_weight,
             contrast=contrast,
             pivot_ce_weight=pivot_ce_weight,
             softcap=softcap,
             n_valid=n_valid,
-            n_items=_denominator("n_items", n_items, n_valid, hidden.device),
-            class_counts=_denominator("class_counts", class_counts, by_class, hidden.device),
+            denominators=denominators,
             weight_grad=weight_grad,
             rows=rows,
             row_values=row_values,
         )
+    if behind:
+        counts.checked(items, by_class)
     return R2DLoss(
         total=result.total,
         cross_entropy=result.cross_entropy,
         pivot=result.pivot_by_class.sum(),
         pivot_by_class=result.pivot_by_class,
-        n_items=counted[0],
-        counts=counted[1:],
+        n_items=counts.made[0],
+        counts=counts.made[1:4],
         correct=result.correct,
         greedy=result.greedy,
+    )
+
+
+class _Counts:
+    """What is counted of a call's targets, [5] as `torch_counts` has it.
+
+    A GPU counts when it is told to, and is not waited for until the numbers are read: it may be
+    given the first product before and all others after.
+    """
+
+    made: Tensor  # on the loss's device
+
+    def __init__(
+        self, targets: Tensor, ids: Pivots | None, vocabulary: int, device: torch.device
+    ) -> None:
+        self.targets, self.ids, self.vocabulary, self.device = targets, ids, vocabulary, device
+
+    def make(self, count: Callable[[Tensor, Pivots | None, int], Tensor]) -> None:
+        counted = self.read = count(self.targets, self.ids, self.vocabulary)
+        self.made = _moved(counted, self.device)
+        if counted.is_cuda:
+            # To wait for this copy is not to wait for what the device is given after it.
+            self.read = torch.empty_like(counted, device="cpu", pin_memory=True)
+            self.read.copy_(counted, non_blocking=True)
+            self.copied = torch.cuda.current_stream(counted.device).record_event()
+
+    def checked(self, n_items: Denominator | None, class_counts: Denominator | None) -> int:
+        """How many are not ignored.
+
+        Raises InputError unless targets are ids, and denominators that are numbers at least what is
+        counted here.
+        """
+        if self.targets.is_cuda:
+            self.copied.synchronize()
+        n_valid, *by_class, n_wrong = self.read.tolist()
+        if n_wrong:
+            targets = self.targets
+            wrong = (targets != IGNORED) & ((targets < 0) | (targets >= self.vocabulary))
+            raise InputError(
+                f"targets: expected ids from 0 to {self.vocabulary - 1} (the rows of weight) or "
+                f"{IGNORED}, got {targets[wrong][0].item()} at position "
+                f"{wrong.nonzero()[0].item()}"
+            )
+        if isinstance(n_items, Real) and n_items < n_valid:
+            raise InputError(_too_few("n_items", n_valid, n_items))
+        if isinstance(class_counts, Sequence) and any(map(operator.lt, class_counts, by_class)):
+            raise InputError(_too_few("class_counts", by_class, class_counts))
+        return n_valid
+
+
+def _too_few(name: str, counted: object, given: object) -> str:
+    return (
+        f"{name}: expected counts over the whole window, at least this call's own {counted}, "
+        f"got {given!r}"
     )
 
 
@@ -192,10 +269,7 @@ def _moved(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=True)
 
 
-def _check_targets(
-    targets: Tensor, hidden: Tensor, weight: Tensor, ids: Pivots | None, impl: str
-) -> tuple[Tensor, list[int]]:
-    """[4]: the number of targets that are not ignored, and of each pivot class; and its values."""
+def _check_targets(targets: Tensor, hidden: Tensor) -> None:
     if not isinstance(targets, Tensor):
         raise InputError(f"targets: expected a tensor, got {type(targets).__name__}")
     if targets.shape != hidden.shape[:1]:
@@ -209,17 +283,6 @@ def _check_targets(
         raise InputError(
             f"targets: expected on {hidden.device} like hidden or on the CPU, is {targets.device}"
         )
-    vocabulary = weight.shape[0]
-    by_kernel = impl == "triton" and targets.device == hidden.device
-    counted = (triton_counts if by_kernel else torch_counts)(targets, ids, vocabulary)
-    *numbers, n_wrong = counted.tolist()
-    if n_wrong:
-        wrong = (targets != IGNORED) & ((targets < 0) | (targets >= vocabulary))
-        raise InputError(
-            f"targets: expected ids from 0 to {vocabulary - 1} (the rows of weight) or {IGNORED}, "
-            f"got {targets[wrong][0].item()} at position {wrong.nonzero()[0].item()}"
-        )
-    return _moved(counted[:4], hidden.device), numbers
 
 
 def _pivot_ids(pivots: PivotIds, vocabulary: int) -> Pivots:
@@ -279,13 +342,15 @@ def _check_rows(
 def _denominator(
     name: str,
     given: int | Sequence[int] | Tensor | None,
-    here: int | list[int],
+    expected: list[int],
     device: torch.device,
-) -> Denominator:
-    """At least 1 everywhere: a term without targets is 0 / 1.
+) -> Denominator | None:
+    """Of the ``expected`` shape, [] or [3], and no less than 1: a term without targets is 0 / 1.
 
-    ``here`` is what this call counts. A tensor on a GPU is not read, which would be to wait for it.
+    A tensor on a GPU is not read, which would be to wait for it.
     """
+    if given is None:
+        return None
     if isinstance(given, np.ndarray) or (isinstance(given, Tensor) and given.is_cpu):
         given = given.tolist()
     if isinstance(given, Tensor):
@@ -293,26 +358,17 @@ def _denominator(
             raise InputError(f"{name}: expected on {device} or the CPU, is {given.device}")
         shape = list(given.shape)
     else:
-        given = here if given is None else given
         shape = [len(given)] if isinstance(given, Sequence) else []
-    if shape != ([3] if isinstance(here, list) else []):
+    if shape != expected:
         raise InputError(
-            f"{name}: expected {'three counts' if isinstance(here, list) else 'one count'}, "
-            f"got shape {shape}"
+            f"{name}: expected {'three counts' if expected else 'one count'}, got shape {shape}"
         )
     if isinstance(given, Tensor):
         return given.clamp(min=1)
     numbers = given if isinstance(given, Sequence) else [given]
     if not all(_is_count(each) for each in numbers):
         raise InputError(f"{name}: expected counts of 0 or more, got {given!r}")
-    own = here if isinstance(here, list) else [here]
-    if any(each < counted for each, counted in zip(numbers, own, strict=True)):
-        raise InputError(
-            f"{name}: expected counts over the whole window, at least this call's own "
-            f"{here}, got {given!r}"
-        )
-    at_least_1 = [max(float(each), 1.0) for each in numbers]
-    return at_least_1 if shape else at_least_1[0]
+    return given
 
 
 def _is_count(value: object) -> bool:

@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -22,12 +23,12 @@ from r2d_core.kernels.triton import (
     BLOCK_H,
     BLOCK_SCALED,
     BLOCK_SUMMED,
-    BLOCK_V,
     LANE,
     REGISTERS,
-    _warps,
+    block_of,
 )
 
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "fp64": torch.float64}
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
 
@@ -76,16 +77,19 @@ def compile_kernel(kernel, target, dtype, pointers, constants, **options):
 
 
 # What training runs; then what it does not, but tests on a GPU do.
-for dtype, target, block, softcap in (
-    ("bf16", 80, BLOCK_V, False),
-    ("bf16", 80, BLOCK_V, True),
-    ("bf16", 90, BLOCK_V, False),
-    ("bf16", 90, BLOCK_V, True),
-    ("fp32", 90, 512, True),
-    ("fp64", 90, 512, True),
+for dtype, target, vocabulary, softcap in (
+    ("bf16", 80, 128264, False),
+    ("bf16", 80, 128264, True),
+    ("bf16", 90, 128264, False),
+    ("bf16", 90, 128264, True),
+    ("bf16", 90, 32000, False),
+    ("fp32", 90, 128264, False),
+    ("fp32", 90, 1000, True),
+    ("fp64", 90, 1000, True),
 ):
     exact = "fp64" if dtype == "fp64" else "fp32"
-    options = {"num_warps": _warps(block), "maxnreg": REGISTERS}
+    block, warps = block_of(vocabulary, DTYPES[dtype], softcap)
+    options = {"num_warps": warps, "maxnreg": REGISTERS}
     for backward in (True, False):
         compile_kernel(
             triton_kernels.row_kernel,

@@ -150,7 +150,8 @@ def test_the_aims_of_the_loss_on_a_cpu_and_on_a_gpu() -> None:
         "time of QuACK, over ours",
         "time of torch (4096 rows), over ours",
     }
-    assert found.loc["time of the fastest other, QuACK, matrix frozen, over ours", "measured"] == 1
+    frozen = "time of the fastest other, matrix frozen, {}, over ours".format
+    assert found.loc[frozen("QuACK, N=8 V=9"), "measured"] == 1
     memory = "memory beside a float32 gradient of the matrix, GiB"
     assert found.loc[memory, "measured"] == 0.5
     paired = loss_run(["H200"], "triton", **slow)
@@ -164,9 +165,15 @@ def test_the_aims_of_the_loss_on_a_cpu_and_on_a_gpu() -> None:
             row["seconds"] = 0.9
     found = loss_aims(ahead).set_index("what")
     assert set(found.index[found["reached"] == "no"]) == {
-        "time of the fastest other, torch (4096 rows), matrix frozen, over ours",
-        "time of the fastest other, torch (4096 rows), any other size, over ours",
+        frozen("torch (4096 rows), N=8 V=9"),
+        "time of the fastest other, any other size, torch (4096 rows), N=16 V=9, over ours",
     }
+    pairs = {"loss": "QuACK", "ratio": 0.98, "interval": [0.97, 0.991], "n": 8, "v": 9,
+             "mode": "none", "ignored": 0.0}  # fmt: skip
+    beside = loss_run(["H200"], "triton") | {"beside_quack": [pairs, pairs | {"mode": "full"}]}
+    found = loss_aims(beside).set_index("what")
+    closest = frozen("QuACK, N=8 V=9 (0.970 to 0.991)")
+    assert found.loc[closest, ["measured", "reached"]].tolist() == [0.98, "no"]
     unmeasured = loss_run(["H200"], "another")
     unmeasured["rows"] = [row for row in unmeasured["rows"] if row["loss"] != "without contrast"]
     nothing = loss_aims(unmeasured)

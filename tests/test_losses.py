@@ -707,8 +707,8 @@ def test_sums_over_more_rows_than_a_block_holds(n, dtype, pivots):
 @pytest.mark.parametrize("shape", [(1, 1, 6), (1, 64, 67), (31, 13, 1031), (7, 1030, 64)])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_triton_on_odd_shapes(monkeypatch, shape, dtype):
-    """One row, primes, more columns than a block holds (here 256), more hidden units than one."""
-    monkeypatch.setattr("r2d_core.kernels.triton.BLOCK_V", 256)
+    """One row, primes, more columns than a block holds, more hidden units than one."""
+    monkeypatch.setattr("r2d_core.kernels.triton.BLOCK_BYTES", 256 * 2)
     hidden, weight, targets = problem(*shape, dtype=dtype, ignored=0.2)
     # Logits that the soft cap does not flatten: there, what is left of a gradient is luck.
     weight = (weight.detach() / shape[1] ** 0.5).requires_grad_()
@@ -764,7 +764,7 @@ def test_compiled_once_for_all_counts(impl):
 
 
 def test_a_compiler_takes_the_fused_loss_as_it_is():
-    assert fused._apply._torchdynamo_disable
+    assert r2d_loss._torchdynamo_disable
 
 
 def test_numpy_numbers_are_numbers():
@@ -790,7 +790,7 @@ def test_triton_needs_a_gpu_and_says_so(monkeypatch):
 @pytest.mark.parametrize("softcap", [None, 2.0])
 @pytest.mark.parametrize("chunk_bytes", [1, 3 * 300 * 8, None])
 def test_pivots_are_read_as_from_the_logits(impl, softcap, chunk_bytes, monkeypatch):
-    monkeypatch.setattr("r2d_core.kernels.triton.BLOCK_V", 64)
+    monkeypatch.setattr("r2d_core.kernels.triton.BLOCK_BYTES", 64 * 8)
     hidden, weight, _ = problem(n=10, v=300)
     logits = hidden @ weight.T
     if softcap is not None:
@@ -869,7 +869,10 @@ def test_the_kernels_compile_for_the_gpus_they_are_for():
         if each["kernel"] in ("row_kernel", "scale_kernel"):
             writes = each["constants"].get("BACKWARD", True)  # of a chunk of logits
             assert each["wide_loads"] and bool(each["wide_stores"]) == writes, each
-            assert not each["narrow_stores"], each
+            # One by one only what is not in the loops: -inf in the target's place, then its
+            # gradient and that of three pivots.
+            alone = {"row_kernel": 5 if writes else 1, "scale_kernel": 0}[each["kernel"]]
+            assert each["narrow_stores"] <= alone, each
 
 
 def test_triton_launches_where_the_tensors_are(monkeypatch):
@@ -947,6 +950,8 @@ def test_a_gpu_is_waited_for_as_often_as_the_docstring_says(
     for name in KERNEL_NAMES:
         monkeypatch.setattr(triton_kernels, name, NotLaunched())
     monkeypatch.setattr(losses, "triton_counts", torch_counts)
+    if DEVICE == "cpu":  # from a GPU the counts behind the first product are read as a copy
+        waits += 1
     set_chunk_bytes(monkeypatch, 3 * 64 * 8)  # several chunks
     hidden, weight, targets = problem(n=40)
     targets = targets.to(targets_at)
@@ -990,8 +995,7 @@ def test_fused_loss_says_where_it_does_not_run():
             pivot_ce_weight=1.0,
             softcap=None,
             n_valid=13,
-            n_items=torch.tensor(13),
-            class_counts=torch.ones(3),
+            denominators=lambda: (13, torch.ones(3)),
             weight_grad="full",
             rows=None,
             row_values=None,
@@ -1054,8 +1058,7 @@ def test_chunked_never_holds_the_logits():
             targets,
             IDS,
             n_valid=int((targets != -100).sum()),
-            n_items=torch.tensor(1),
-            class_counts=torch.ones(3),
+            denominators=lambda: (1, torch.ones(3)),
             weight_grad="full",
             rows=None,
             row_values=None,

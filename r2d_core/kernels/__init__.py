@@ -1,12 +1,12 @@
 """Fused linear layer + cross-entropy + pivot contrast: implementations of one signature.
 
     kernel(hidden, weight, targets, pivots, *, pivot_weight, contrast, pivot_ce_weight, softcap,
-           n_valid, n_items, class_counts, weight_grad, rows, row_values) -> KernelResult
+           n_valid, denominators, weight_grad, rows, row_values) -> KernelResult
 
 Arguments arrive checked and complete (`r2d_core.losses.r2d_loss` does that and says what each of
 them means); ``pivots`` is the ids of (safe, unsafe, rethink) or None, ``n_valid`` the number of
-targets that are not ignored, ``n_items`` and ``class_counts`` are the denominators, at least 1,
-as Python's numbers or tensors on the device.
+targets that are not ignored; ``denominators()``, called once and behind the first product, gives
+``n_items`` and ``class_counts``, Python's numbers or tensors on the device.
 ``weight`` and ``row_values`` may be wider than ``hidden``, in whose dtype the products are made.
 
     reference  the definition, plain autograd, logits held whole

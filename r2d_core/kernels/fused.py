@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from r2d_core.kernels.inputs import Denominator, Pivots, on_device
+from r2d_core.kernels.inputs import Denominators, Pivots, on_device
 from r2d_core.kernels.reference import KernelResult
 from r2d_core.tokenization import IGNORED
 
@@ -150,8 +150,7 @@ def fused_loss(
     pivot_ce_weight: float,
     softcap: float | None,
     n_valid: int,
-    n_items: Denominator,
-    class_counts: Denominator,
+    denominators: Denominators,
     weight_grad: str,
     rows: Tensor | None,
     row_values: Tensor | None,
@@ -181,8 +180,7 @@ def fused_loss(
         pivot_weight=float(pivot_weight),
         pivot_ce_weight=float(pivot_ce_weight),
         n_valid=n_valid,
-        n_items=n_items,
-        class_counts=class_counts,
+        denominators=denominators,
         hidden_grad=recording and hidden.requires_grad,
         weight_grad=weight_grad if recording and trained.requires_grad else "none",
         rows=rows,
@@ -192,10 +190,10 @@ def fused_loss(
     if call.weight_grad == "none":
         weight = weight.detach() if weight.requires_grad else weight
         row_values = row_values if row_values is None else row_values.detach()
-    return KernelResult(*_apply(hidden, weight, row_values, call))
+    return KernelResult(*_Fused.apply(hidden, weight, row_values, call))
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class _Call:
     """All that a call brings besides the three tensors that may have gradients."""
 
@@ -207,8 +205,7 @@ class _Call:
     pivot_weight: float
     pivot_ce_weight: float
     n_valid: int
-    n_items: Denominator
-    class_counts: Denominator
+    denominators: Denominators
     hidden_grad: bool
     weight_grad: str
     rows: Tensor | None
@@ -259,9 +256,10 @@ class _Fused(torch.autograd.Function):
         if parts:
             logits_product(hidden[parts[0]], weight, logits, sliced)
 
+        n_items, class_counts = call.denominators()
         averages = Averages(
-            on_device(call.n_items, exact, device),
-            on_device(call.class_counts, exact, device),
+            on_device(n_items, exact, device),
+            on_device(class_counts, exact, device),
             call.pivot_weight,
             call.pivot_ce_weight,
         )
@@ -350,12 +348,6 @@ class _Fused(torch.autograd.Function):
                 whole = weight_gradient.new_zeros(ctx.weight_shape)
                 weight_gradient = whole.index_copy_(0, rows, weight_gradient)
         return hidden_gradient, weight_gradient, None, None
-
-
-@torch.compiler.disable
-def _apply(*arguments: Any) -> tuple[Tensor, ...]:
-    """A compiled caller calls it as it is: its shapes depend on the targets."""
-    return _Fused.apply(*arguments)
 
 
 def pivot_rows(

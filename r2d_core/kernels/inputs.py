@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Integral
 
 import torch
@@ -15,6 +15,8 @@ from r2d_core.errors import InputError
 Pivots = tuple[int, int, int]
 Denominator = float | Sequence[float] | Tensor
 """One number or three; a tensor where only the device knows them."""
+Denominators = Callable[[], tuple[Denominator, Denominator]]
+"""Gives n_items and class_counts, counted if need be: called once, behind the first product."""
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 
 
@@ -65,17 +67,13 @@ def check_softcap(softcap: float | None) -> None:
         raise InputError(f"softcap: expected None or a finite number above 0, got {softcap!r}")
 
 
-@torch.compiler.disable
 def on_device(numbers: Denominator, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """[] or [3]. Filled there: a copy from the host would wait for it.
-
-    Not compiled, which would be for these very numbers.
-    """
+    """[] or [3], at least 1. Filled there: a copy from the host would wait for it."""
     if isinstance(numbers, Tensor):
         return numbers.to(dtype)
     if not isinstance(numbers, Sequence):
-        return torch.full((), numbers, dtype=dtype, device=device)
+        return torch.full((), max(numbers, 1), dtype=dtype, device=device)
     filled = torch.empty(len(numbers), dtype=dtype, device=device)
     for place, number in zip(filled, numbers, strict=True):
-        place.fill_(number)
+        place.fill_(max(number, 1))
     return filled

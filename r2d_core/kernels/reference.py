@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from r2d_core.kernels.inputs import Denominator, on_device
+from r2d_core.kernels.inputs import Denominators, on_device
 from r2d_core.tokenization import IGNORED
 
 
@@ -37,8 +37,7 @@ def reference_loss(
     pivot_ce_weight: float,
     softcap: float | None,
     n_valid: int,
-    n_items: Denominator,
-    class_counts: Denominator,
+    denominators: Denominators,
     weight_grad: str,
     rows: Tensor | None,
     row_values: Tensor | None,
@@ -61,8 +60,7 @@ def reference_loss(
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
 
-    items: Tensor = on_device(n_items, logits.dtype, logits.device)
-    counts: Tensor = on_device(class_counts, logits.dtype, logits.device)
+    items, counts = (on_device(each, logits.dtype, logits.device) for each in denominators())
     nll = F.cross_entropy(logits, targets, reduction="none")
     cross_entropy = nll.sum() / items
     zero = nll.sum() * 0

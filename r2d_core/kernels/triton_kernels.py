@@ -29,8 +29,45 @@ def _capped(z, softcap):
 
 
 @triton.jit
+def _exp(x):
+    """exp(x), where float32 is below 2 ** -126, 0: what tl.exp keeps there costs it three
+    instructions a number more.
+    """
+    if x.dtype == tl.float64:
+        return tl.exp(x)
+    return tl.exp2(x * 1.4426950408889634)
+
+
+@triton.jit
+def _with_more(highest, total, z, LANE: tl.constexpr):
+    """By lane, the highest number and the sum of exp(number - highest), of those before and z."""
+    z = tl.reshape(z, (z.shape[0] // LANE, LANE))
+    higher = tl.maximum(highest, tl.max(z, axis=1))
+    total *= _exp(highest - higher)
+    return higher, total + tl.sum(_exp(z - higher[:, None]), axis=1)
+
+
+@triton.jit
+def _logit(raw, cap, exact: tl.constexpr, SOFTCAP: tl.constexpr):
+    """In float32 (float64), capped; -inf stays what it is, a number that is not there."""
+    z = raw.to(exact)
+    if SOFTCAP:
+        z = tl.where(z == float("-inf"), z, _capped(z, cap))
+    return z
+
+
+@triton.jit
+def _gradient(z, highest, factor, cap, SOFTCAP: tl.constexpr):
+    # Not exp(z - logsumexp): the rounding of logsumexp would be an error of every entry.
+    gradient = factor * _exp(z - highest)
+    if SOFTCAP:
+        gradient *= 1 - (z / cap) * (z / cap)
+    return gradient
+
+
+@triton.jit
 def row_kernel(
-    logits,  # [n, V] in rows of stride, overwritten by the gradient when BACKWARD
+    logits,  # [n, V] in rows of stride, overwritten, by the gradient when BACKWARD
     stride,
     targets,  # [n]
     scale,  # [n]
@@ -55,34 +92,50 @@ def row_kernel(
     raw[[safe, unsafe, rethink]] += contrast_gradient
 
     The target's own share is left out of the sums and added at the end: where it is almost 1, its
-    gradient, the share of the others, is no difference of two large numbers.
+    gradient, the share of the others, is no difference of two large numbers. It is left out by
+    -inf in its place; and what is particular to the target, to pivots and to the row's end is done
+    outside of the loops, which would else ask it of each of V numbers.
     """
     row = tl.program_id(0).to(tl.int64)
     z_row = logits + row * stride
     weight = tl.load(scale + row)
     target = tl.load(targets + row)
-    exact = weight.dtype
+    # What is none of the row's numbers is an error that is told later; here it is not to be read.
+    target = tl.where((target >= 0) & (target < V), target, 0)
+    exact: tl.constexpr = weight.dtype
     cap = tl.full((), softcap, exact)
+    # Without pivots their ids are -1, which no target is.
+    at_pivot = (target == safe) | (target == unsafe) | (target == rethink)
 
+    of_target = tl.load(z_row + target).to(exact)
+    z_safe = tl.load(z_row + safe, mask=at_pivot, other=0.0).to(exact)
+    z_unsafe = tl.load(z_row + unsafe, mask=at_pivot, other=0.0).to(exact)
+    z_rethink = tl.load(z_row + rethink, mask=at_pivot, other=0.0).to(exact)
+    if SOFTCAP:
+        of_target = _capped(of_target, cap)
+        z_safe = _capped(z_safe, cap)
+        z_unsafe = _capped(z_unsafe, cap)
+        z_rethink = _capped(z_rethink, cap)
+    # Every thread has read the target's logit before one overwrites it; then reads what it wrote.
+    tl.debug_barrier()
+    tl.store(z_row + target, float("-inf"))
+    tl.debug_barrier()
+
+    whole = V // BLOCK * BLOCK
     lane_highest = tl.full((BLOCK // LANE,), LOWEST, exact)
     lane_total = tl.full((BLOCK // LANE,), 0.0, exact)
-    for begin in range(0, V, BLOCK):
-        columns = begin + tl.arange(0, BLOCK)
+    for begin in range(0, whole, BLOCK):
+        places = z_row + begin + tl.arange(0, BLOCK)
+        z = _logit(tl.load(places, eviction_policy="evict_last"), cap, exact, SOFTCAP)
+        lane_highest, lane_total = _with_more(lane_highest, lane_total, z, LANE)
+    columns = whole + tl.arange(0, BLOCK)
+    if whole < V:
         read = tl.load(
             z_row + columns, mask=columns < stride, other=0.0, eviction_policy="evict_last"
         )
-        z = read.to(exact)
-        if SOFTCAP:
-            z = _capped(z, cap)
-        other = (columns < V) & (columns != target)
-        z = tl.reshape(tl.where(other, z, LOWEST), (BLOCK // LANE, LANE))
-        higher = tl.maximum(lane_highest, tl.max(z, axis=1))
-        lane_total *= tl.exp(lane_highest - higher)
-        lane_total += tl.sum(tl.exp(z - higher[:, None]), axis=1)
-        lane_highest = higher
-    of_target = tl.load(z_row + target).to(exact)
-    if SOFTCAP:
-        of_target = _capped(of_target, cap)
+        z = tl.where(columns < V, _logit(read, cap, exact, SOFTCAP), float("-inf"))
+        lane_highest, lane_total = _with_more(lane_highest, lane_total, z, LANE)
+
     highest_other = tl.max(lane_highest, axis=0)
     highest = tl.maximum(highest_other, of_target)
     others = tl.sum(lane_total * tl.exp(lane_highest - highest), axis=0)
@@ -91,34 +144,33 @@ def row_kernel(
     tl.store(top + row, of_target >= highest_other)
 
     if BACKWARD:
-        # Without pivots their ids are -1, which no target is.
-        at_pivot = (target == safe) | (target == unsafe) | (target == rethink)
         factor = weight / total
-        gradient_of_target = -factor * others
-        # Every thread has read the target's logit before one overwrites it.
-        tl.debug_barrier()
-        last = (V - 1) // BLOCK * BLOCK
-        for passed in range(0, V, BLOCK):
-            columns = last - passed + tl.arange(0, BLOCK)
+        number = logits.dtype.element_ty
+        if whole < V:
+            places = z_row + columns
             inside = columns < stride
-            read = tl.load(z_row + columns, mask=inside, other=0.0, eviction_policy="evict_first")
-            z = read.to(exact)
-            if SOFTCAP:
-                z = _capped(z, cap)
-            # Not exp(z - logsumexp): the rounding of logsumexp would be an error of every entry.
-            gradient = factor * tl.exp(z - highest)
-            gradient = tl.where(columns == target, gradient_of_target, gradient)
-            if SOFTCAP:
-                gradient *= 1 - (z / cap) * (z / cap)
-            if at_pivot:
-                of_safe = tl.load(contrast_gradient + 3 * row)
-                of_unsafe = tl.load(contrast_gradient + 3 * row + 1)
-                of_rethink = tl.load(contrast_gradient + 3 * row + 2)
-                gradient += tl.where(columns == safe, of_safe, 0.0)
-                gradient += tl.where(columns == unsafe, of_unsafe, 0.0)
-                gradient += tl.where(columns == rethink, of_rethink, 0.0)
-            of_logits = gradient.to(logits.dtype.element_ty)
-            tl.store(z_row + columns, of_logits, mask=inside, cache_modifier=".cs")
+            read = tl.load(places, mask=inside, other=0.0, eviction_policy="evict_first")
+            z = _logit(read, cap, exact, SOFTCAP)
+            gradient = _gradient(z, highest, factor, cap, SOFTCAP)
+            tl.store(places, gradient.to(number), mask=inside, cache_modifier=".cs")
+        for passed in range(BLOCK, whole + BLOCK, BLOCK):
+            places = z_row + (whole - passed) + tl.arange(0, BLOCK)
+            z = _logit(tl.load(places, eviction_policy="evict_first"), cap, exact, SOFTCAP)
+            gradient = _gradient(z, highest, factor, cap, SOFTCAP)
+            tl.store(places, gradient.to(number), cache_modifier=".cs")
+        of_target_too = -factor * others
+        if SOFTCAP:
+            of_target_too *= 1 - (of_target / cap) * (of_target / cap)
+        tl.debug_barrier()  # after what the loop wrote in these places
+        tl.store(z_row + target, of_target_too.to(number))
+        if at_pivot:
+            for c in tl.static_range(3):
+                pivot = safe if c == 0 else unsafe if c == 1 else rethink
+                z = z_safe if c == 0 else z_unsafe if c == 1 else z_rethink
+                of_pivot = _gradient(z, highest, factor, cap, SOFTCAP)
+                of_pivot = tl.where(target == pivot, of_target_too, of_pivot)
+                of_pivot += tl.load(contrast_gradient + 3 * row + c)
+                tl.store(z_row + pivot, of_pivot.to(number))
 
 
 @triton.jit
@@ -370,9 +422,10 @@ def readout_kernel(
         higher = tl.maximum(lane_highest, tl.max(z, axis=1))
         fall = lane_highest - higher
         z -= higher[:, None]
-        share = tl.exp(z)
-        lane_moment = tl.exp(fall) * (lane_moment + fall * lane_total) + tl.sum(share * z, axis=1)
-        lane_total = tl.exp(fall) * lane_total + tl.sum(share, axis=1)
+        share = _exp(z)
+        shrink = _exp(fall)
+        lane_moment = shrink * (lane_moment + fall * lane_total) + tl.sum(share * z, axis=1)
+        lane_total = shrink * lane_total + tl.sum(share, axis=1)
         lane_highest = higher
     highest = tl.max(lane_highest, axis=0)
     # A lane that lies beyond V as a whole has no part; its fall would be infinite.
