@@ -105,8 +105,9 @@ display(
 # ratios hold on a busy machine, seconds do not. Of general kernels the loss is cross-entropy alone,
 # which is less work; they cannot train some rows and not others either. Peers that run on GPUs only
 # are absent from a CPU's table, and said to be. A GPU lowers its clock under matrix products: its
-# single calls differ by some percent, and so may ratios that are close to one another. Loss and
-# trainer have changed since the run on an H200, and were not run there again.
+# single calls differ by some percent, and so may ratios that are close to one another. What was to
+# be told to the hundredth, the cost of the contrast and ours beside QuACK's, was timed pair by pair
+# instead, and has its interval.
 
 # %% tags=["hide-input"]
 MIB = 2**20

@@ -1150,8 +1150,11 @@ ROWS = torch.tensor([1])
         ({"class_counts": 3}, r"class_counts: expected three counts, got shape \[\]"),
     ],
 )
-def test_bad_input_is_named(change, message):
+@pytest.mark.parametrize("impl", ["chunked", "triton"])
+def test_bad_input_is_named(impl, change, message):
+    """By the one before any product, by the other what only counting tells behind the first."""
     hidden, weight, targets = problem()
     arguments = {"hidden": hidden, "weight": weight, "targets": targets, "pivots": PIVOTS}
+    arguments["impl"] = impl
     with pytest.raises(InputError, match=message):
         r2d_loss(**(arguments | change))
