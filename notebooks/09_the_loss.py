@@ -107,7 +107,8 @@ display(
 # are absent from a CPU's table, and said to be. A GPU lowers its clock under matrix products: its
 # single calls differ by some percent, and so may ratios that are close to one another. What was to
 # be told to the hundredth, the cost of the contrast and ours beside QuACK's, was timed pair by pair
-# instead, and has its interval.
+# instead, and has its interval. With few tokens, what comes before the first product counts, too:
+# ours waits there to learn how many targets are ignored, which QuACK multiplies with the others.
 
 # %% tags=["hide-input"]
 MIB = 2**20
