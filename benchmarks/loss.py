@@ -492,6 +492,8 @@ def main() -> None:
         help="folder torch of a later release, for linear_cross_entropy where this one has none",
     )
     arguments = parser.parse_args()
+    if arguments.pairs < 2:
+        parser.error("--pairs: expected 2 or more; one has no interval")
     if arguments.quick and arguments.out is None:
         parser.error("--quick: expected --out besides; its numbers are none to publish")
     device, started = arguments.device, datetime.now(UTC)
@@ -509,9 +511,13 @@ def main() -> None:
     paired = partial(in_pairs, over="without contrast", losses=losses, device=device)
     own = "triton" if "triton" in losses else "chunked"
     contrast = paired(grid(device, arguments.quick)[0], own, pairs=arguments.pairs)
-    # The one peer that is as fast as ours, but for hundredths.
-    cases = grid(device, arguments.quick) if "QuACK" in losses else []
-    beside = [paired(case, "QuACK", pairs=-(-arguments.pairs // 3)) for case in cases]
+    # The one peer that is as fast as ours, but for hundredths, in the cases that it can do.
+    able = [row for row in rows if row["loss"] == "QuACK" and "failed" not in row]
+    beside = [
+        paired(case, "QuACK", pairs=max(2, arguments.pairs // 3))
+        for case in grid(device, arguments.quick)
+        if any(asdict(case).items() <= row.items() for row in able)
+    ]
     read = reading(grid(device, arguments.quick)[0], device, arguments.rounds)
 
     for name in ("trl", "liger-kernel", "cut-cross-entropy", "quack-kernels"):
